@@ -297,9 +297,10 @@ class ImageSchema:
         return 1.0, math.inf
 
     def _seen(self, image: DecodedImage) -> Seen:
-        size, pixel = image.pixels.shape[:2], self._pixel(image)
-        outside = self._geometry.removed(*size, pixel[0])
-        reduced = self._geometry.is_reduced(*size, *pixel)
+        height, width = image.pixels.shape[:2]
+        aspect, scale = self._pixel(image)
+        outside = self._geometry.removed(height, width, aspect)
+        reduced = self._geometry.is_reduced(height, width, aspect, scale)
         colour, saturated = is_in_colour(image.pixels), is_saturated(image)
         return Seen(colour, saturated, outside > 0, outside, reduced)
 

@@ -171,12 +171,12 @@ def result_table(
     keys: Mapping[str, pa.Array],
     detections: Detections,
     explanations: Sequence[Explanation | None] | None = None,
-    images: bool = False,
+    images: Mapping[str, pa.Array] | None = None,
 ) -> pa.Table:
     """Build N result rows from keys, decisions and explanations, if rows are explained at all.
 
-    Explanations list contributions of columns or, of ``images``, regions. A row without an
-    explanation has nulls.
+    Explanations list contributions of columns or, of images, regions. A row without an explanation
+    has nulls. ``images`` are further columns (N,) of images; None for rows of a table.
     """
     columns = {
         **keys,
@@ -191,8 +191,11 @@ def result_table(
     columns["unusual_input"] = pa.array(
         [None] * len(detections.score) if unusual is None else unusual, pa.string()
     )
+    columns |= images or {}
     if explanations is not None:
-        columns |= _regions(explanations) if images else _contribution_lists(explanations)
+        columns |= (
+            _regions(explanations) if images is not None else _contribution_lists(explanations)
+        )
         columns["rest"] = pa.array([row and row.rest for row in explanations], pa.float64())
         columns["kl"] = pa.array([row and row.kl for row in explanations], pa.float64())
     return pa.table(columns)

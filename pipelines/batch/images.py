@@ -57,8 +57,9 @@ from pipelines.batch.common import (
 from pipelines.batch.fdr import FdrPass, check_controllable
 from pipelines.batch.options import ALL_ROWS, OutputOptions
 from pipelines.batch.result.candidates import Candidates
-from pipelines.batch.result.counts import Counts
+from pipelines.batch.result.counts import Counts, Highest
 from pipelines.batch.result.folder import DICOM, FILE, HEATMAPS, Record, ResultFolder, rejects_of
+from pipelines.batch.result.groups import GroupPass, missing_kinds
 from pipelines.batch.result.highest import show_highest
 from pipelines.batch.result.object_folder import result_folder
 from pipelines.batch.result.plan import Piece, Place, Plan, Unit, cut, input_of
@@ -69,6 +70,7 @@ from pipelines.batch.units import Scored
 from pipelines.datasets.images.batches import Batch as ImagesOfFiles
 from pipelines.datasets.images.batches import read_images
 from pipelines.datasets.images.files import FRAME, ID, PATH, ImageFile, Reasons, is_dicom
+from pipelines.datasets.images.groups import group_name
 from pipelines.datasets.images.listing import list_files
 from pipelines.datasets.reading.objects import place
 from pipelines.registry.model_uri import LoadedModel
@@ -79,6 +81,8 @@ TASK_FILES = 16
 """Number of files that are read and scored at once."""
 FILES_SCORED, IN_COLOUR = "files_scored", "in_colour"
 """Counts of files with a scored frame, and of scored images in colour."""
+SERIES_UID, SLICE_POSITION = "series_uid", "slice_position"
+"""Columns of the DICOM series of an image, and of its position across its plane, in mm."""
 ID_FIELD = pa.field(ID, pa.string())
 """Column of the ids that a manifest may list."""
 REFUSED = "dicom_refused"
@@ -157,6 +161,8 @@ def score_images(
         reasons = _reasons(folder, records, files)
         reasons.show()
         _show_colour(schema, counts)
+        for note in missing_kinds(counts, source.bundle.image_groups):
+            console.info(note)
         summary = summary_of(source, len(files), counts, records)
         scored = counts.others[FILES_SCORED]
         if outputs.limit is not None:
@@ -180,6 +186,7 @@ def score_images(
         TopPass.of_layout(layout, job.explain_rows, wording, explain),
         total=len(files),
         unit="images",
+        groups=GroupPass(source.bundle.image_groups),
     )
     summary = run_batch(batch, output, run)
     show_highest(output, summary["parts"], wording)
@@ -198,7 +205,8 @@ def _check_outputs(
     if outputs.per_day:
         raise ConfigError("--per day is for tables, as images have no times; leave it out")
     available = {name for file in files for name in file.attributes}
-    reserved = {*RESULT_COLUMNS, *GROUP_COLUMNS, "regions", PATH, FRAME} - {"group"}
+    places = (PATH, FRAME, SERIES_UID, SLICE_POSITION)
+    reserved = {*RESULT_COLUMNS, *GROUP_COLUMNS, "regions", *places} - {"group"}
     outputs.check(available, reserved, ID if key is not None else None)
 
 
@@ -404,11 +412,16 @@ class ImageJob:
             column = {row: column[row] for row in listed.tolist()}
             counts.others.update(self._draw(files, frames, detections, drawn, explained, parts))
         columns = self._columns(files, frames)
+        series, positions = ([of[row] for row in rows] for of in (batch.series, batch.positions))
+        self._count_groups(counts, files, frames, series, detections)
         table = result_table(
             {name: columns[name] for name in columns if self._is_shown(name)},
             detections,
             self.explaining.column(detections, column),
-            images=True,
+            {
+                SERIES_UID: pa.array([uid or None for uid in series], pa.string()),
+                SLICE_POSITION: pa.array(positions, pa.float64()),
+            },
         )
         if self.candidates is None:
             return Scored(table, None, counts)
@@ -420,6 +433,21 @@ class ImageJob:
             lambda positions: pa.array(indexes[positions], pa.int64()),
         )
         return Scored(table, None, counts, chosen)
+
+    def _count_groups(
+        self,
+        counts: Counts,
+        files: Sequence[ImageFile],
+        frames: Sequence[int],
+        series: Sequence[str],
+        detections: Detections,
+    ) -> None:
+        """Count images in the groups for which the model has thresholds."""
+        images = list(zip(files, frames, series, detections.score.tolist(), strict=True))
+        for kind in self.source.bundle.image_groups:
+            for file, frame, uid, score in images:
+                if name := group_name(kind, file, uid):
+                    counts.add_image(kind, name, Highest(score, 1, file.name, frame))
 
     def _is_shown(self, name: str) -> bool:
         """Return whether the parts have a column."""

@@ -33,6 +33,7 @@ from anomaly_vae.images.pixels import (
 
 apply_orientation: Any = nibabel.orientations.apply_orientation
 io_orientation: Any = nibabel.orientations.io_orientation
+inv_ornt_aff: Any = nibabel.orientations.inv_ornt_aff
 
 MAGIC_1, MAGIC_2 = slice(344, 348), slice(4, 8)
 MGH_FIELDS, MGH_HEADER = 90, MGHHeader.template_dtype.itemsize
@@ -91,7 +92,13 @@ def _frames(
         volume, index = divmod(frame, first.count)
         return volumes[volume].slice(index)
 
-    return Frames(range(first.count * len(volumes)), decode, spacing=lambda _: spacing)
+    places = _positions(header, orientation, voxels.shape[:3], options.axis)
+
+    def position(frame: int) -> float | None:
+        return places[frame % first.count]
+
+    count = first.count * len(volumes)
+    return Frames(range(count), decode, spacing=lambda _: spacing, position=position)
 
 
 def _spacing(header: Any, orientation: NDArray[Any], axis: int) -> PixelSpacing | None:
@@ -99,6 +106,20 @@ def _spacing(header: Any, orientation: NDArray[Any], axis: int) -> PixelSpacing 
     zooms = dict(zip(orientation[:, 0].astype(int).tolist(), header.get_zooms(), strict=False))
     columns, rows = (zooms[i] for i in range(3) if i != axis)
     return spacing_of((rows, columns))
+
+
+def _positions(
+    header: Any, orientation: NDArray[Any], shape: tuple[int, ...], axis: int
+) -> list[float | None]:
+    """Return the position of each slice along the direction across the slices, in mm."""
+    turned = header.get_best_affine() @ inv_ornt_aff(orientation, shape)
+    step, origin = turned[:3, axis], turned[:3, 3]
+    length = float(np.linalg.norm(step))
+    count = shape[int(np.flatnonzero(orientation[:, 0] == axis)[0])]
+    if not (0 < length < math.inf and np.isfinite(origin).all()):
+        return [None] * count
+    first = float(origin @ step) / length
+    return [first + i * length for i in range(count)]
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,10 @@ INCOMPLETE = ".incomplete"
 """Folder in which older versions kept an unfinished result."""
 HEATMAPS, DICOM = "heatmaps", "dicom"
 TOP, TOP_CSV, REJECTS_CSV = "top.parquet", "top.csv", "rejects.csv"
+GROUPS = "groups.parquet"
 PART = r"part-\d{5,}(_\d{5,})?\.(parquet|csv)"
 RESULT_FILE = re.compile(
-    rf"{PART}|[^/=]+=[^/]+(/{PART})?|(rejects|top)\.(parquet|csv)|summary\.json"
+    rf"{PART}|[^/=]+=[^/]+(/{PART})?|(rejects|top|groups)\.(parquet|csv)|summary\.json"
     r"|heatmaps(/[\w.-]*-[0-9a-f]{16}-\d+\.png)?|dicom(/[\w.-]*-[0-9a-f]{16}-\d+\.dcm)?"
 )
 """Pattern of the names of a result's files; those of heatmaps contain a digest."""

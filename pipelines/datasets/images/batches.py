@@ -35,6 +35,10 @@ class Batch:
     frames: tuple[int | None, ...]
     """Frame of each image in its file, from 0; None for a file that cannot be read at all."""
     images: ImageBatch
+    series: tuple[str, ...] = ()
+    """UID of the DICOM series of each image; empty for other images."""
+    positions: tuple[float | None, ...] = ()
+    """Position of each image across its plane, in mm; None if its file states none."""
 
 
 def read_images(files: Sequence[ImageFile], schema: ImageSchema) -> Iterator[Batch]:
@@ -45,12 +49,16 @@ def read_images(files: Sequence[ImageFile], schema: ImageSchema) -> Iterator[Bat
     """
     numbers: list[int] = []
     frames: list[int | None] = []
+    series: list[str] = []
+    positions: list[float | None] = []
 
     def take_batch() -> Iterator[DecodedImage | DecodeFailure]:
         """Yield the images of one batch, each released before the next is decoded."""
         for number, image in itertools.islice(images, BATCH_SIZE):
             numbers.append(number)
             frames.append(image.frame)
+            series.append("" if isinstance(image, DecodeFailure) else image.series)
+            positions.append(None if isinstance(image, DecodeFailure) else image.position)
             yield image
 
     images = (
@@ -59,9 +67,9 @@ def read_images(files: Sequence[ImageFile], schema: ImageSchema) -> Iterator[Bat
         for image in _read(file, content, schema)
     )
     while len(batch := schema.from_images(take_batch())):
-        yield Batch(tuple(numbers), tuple(frames), batch)
-        numbers.clear()
-        frames.clear()
+        yield Batch(tuple(numbers), tuple(frames), batch, tuple(series), tuple(positions))
+        for collected in (numbers, frames, series, positions):
+            collected.clear()
 
 
 def _read(
@@ -112,6 +120,8 @@ def read_all(files: Sequence[ImageFile], schema: ImageSchema) -> Batch:
         tuple(number for batch in batches for number in batch.files),
         tuple(frame for batch in batches for frame in batch.frames),
         concatenate([batch.images for batch in batches]),
+        tuple(uid for batch in batches for uid in batch.series),
+        tuple(place for batch in batches for place in batch.positions),
     )
 
 
