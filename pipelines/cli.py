@@ -99,6 +99,14 @@ class Period(StrEnum):
     DAY = "day"
 
 
+class MapFiles(StrEnum):
+    """A format of maps in the pixels of the files that they are of."""
+
+    NIFTI = "nifti"
+    NPY = "npy"
+    TIFF = "tiff"
+
+
 class ExplainedRows(StrEnum):
     """The rows of a batch that are explained."""
 
@@ -413,6 +421,10 @@ def score(
     heatmaps: Annotated[
         bool, typer.Option("--heatmaps", help="write a heatmap of each flagged image")
     ] = False,
+    maps: Annotated[
+        MapFiles | None,
+        typer.Option(help="write the map of each flagged image, in the pixels of its file"),
+    ] = None,
     dicom_out: Annotated[
         bool,
         typer.Option("--dicom-out", help="write heatmaps of flagged DICOM images as DICOM"),
@@ -477,10 +489,10 @@ def score(
     """
     if fdr is not None and not 0 < fdr < 1:
         raise typer.BadParameter(f"--fdr {fdr:g} must lie between 0 and 1")
-    if fdr is not None and (heatmaps or dicom_out):
+    if fdr is not None and (heatmaps or maps or dicom_out):
         raise typer.BadParameter(
             "--fdr flags images once all of them are scored, too late to draw them; leave out "
-            "--heatmaps and --dicom-out"
+            "--heatmaps, --maps and --dicom-out"
         )
     if top is None and (per or by):
         raise typer.BadParameter(f"--{'per' if per else 'by'} is for --top N; add it")
@@ -500,7 +512,7 @@ def score(
         _all_paths(input_, more),
         folder,
         _explain_option(explain),
-        HeatmapOptions(heatmaps, dicom_out),
+        HeatmapOptions(heatmaps, dicom_out, None if maps is None else str(maps)),
         fdr,
         explain_rows=ExplainRows(explain_rows),
         run=RunOptions(workers, BatchEngine(engine), restart, ray_address),

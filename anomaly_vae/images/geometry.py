@@ -13,6 +13,7 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.types import Fit, Spacing
 
 Floats = NDArray[np.float32]
+Box = tuple[int, int, int, int]
 
 SAME_SPACING = 1e-3
 """Relative difference up to which two distances between pixels count as equal."""
@@ -101,6 +102,30 @@ class Geometry:
         content = heat[top : top + inner_height, left : left + inner_width]
         return resize(content, height, width)
 
+    def box_to_source(
+        self, box: Box, height: int, width: int, aspect: float = 1.0, scale: float = math.inf
+    ) -> Box:
+        """Return the smallest box in an image (H, W) that covers a box in the square.
+
+        Args:
+            box: (x0, y0, x1, y1), x1 and y1 just outside, in pixels.
+            height: Height of the image, in pixels.
+            width: Width of the image, in pixels.
+            aspect: See `apply`.
+            scale: See `apply`.
+
+        Example:
+            >>> Geometry(4, "pad").box_to_source((0, 1, 2, 2), height=4, width=8)
+            (0, 0, 4, 2)
+        """
+        rows, columns = slice(0, height), slice(0, width)
+        if self.fit == "crop":
+            rows, columns = _central(height, width, self._used(aspect))
+        inner_height, inner_width = self.content(height, width, aspect, scale)
+        x0, x1 = _stretched(box[0], box[2], inner_width, self.size, columns)
+        y0, y1 = _stretched(box[1], box[3], inner_height, self.size, rows)
+        return x0, y0, x1, y1
+
     def content(
         self, height: int, width: int, aspect: float, scale: float = math.inf
     ) -> tuple[int, int]:
@@ -146,6 +171,13 @@ def _central(height: int, width: int, aspect: float) -> tuple[slice, slice]:
     rows, columns = max(1, round(side / aspect)), max(1, round(side))
     top, left = (height - rows) // 2, (width - columns) // 2
     return slice(top, top + rows), slice(left, left + columns)
+
+
+def _stretched(low: int, high: int, inner: int, size: int, source: slice) -> tuple[int, int]:
+    """Map an interval of the square to the pixels that its content, of ``inner`` pixels, shows."""
+    before, length = (size - inner) // 2, source.stop - source.start
+    low, high = (min(max(end - before, 0), inner) * length for end in (low, high))
+    return source.start + low // inner, source.start - -high // inner
 
 
 def aspect_of(row_spacing: float, column_spacing: float) -> float:

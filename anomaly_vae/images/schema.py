@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from anomaly_vae.data.schema import RawBatch, RowProblem
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.decoding import read_bytes, read_file
 from anomaly_vae.images.encoding import IMAGE, MIN_STD
-from anomaly_vae.images.geometry import Geometry, aspect_of
+from anomaly_vae.images.geometry import Box, Geometry, aspect_of
 from anomaly_vae.images.pixels import (
     CT_WINDOWS,
     MAX_PIXEL,
@@ -62,6 +62,15 @@ NO_SPACING = (
     "data.spacing: auto, or convert it to DICOM or NIfTI with its spacing"
 )
 UNIFORM = "all pixels are alike: the image shows nothing"
+
+
+class Grid(NamedTuple):
+    """The size of an image, of its pixels, and their width relative to the one wanted."""
+
+    height: int
+    width: int
+    aspect: float
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -222,6 +231,19 @@ class ImageSchema:
         height, width = image.pixels.shape[:2]
         aspect, scale = self._pixel(image)
         return self._geometry.to_source(heat, height, width, aspect, outside, scale)
+
+    def grid(self, image: DecodedImage) -> Grid:
+        """Return the size of an image and of its pixels.
+
+        Raises:
+            DataError: The spacing in the file is not believable, or missing if it is needed.
+        """
+        height, width = image.pixels.shape[:2]
+        return Grid(height, width, *self._pixel(image))
+
+    def box_to_source(self, box: Box, grid: Grid) -> Box:
+        """Return the box in an image that covers a box in the square; as `Geometry` does."""
+        return self._geometry.box_to_source(box, *grid)
 
     def unknown(self, names: set[str]) -> tuple[str, ...]:
         """Return no names: an image model does not read the other columns of a manifest."""

@@ -124,7 +124,7 @@ def score_files(
         CalibrationError: the model's p-values do not allow control of the false discovery rate.
     """
     if heatmaps != NO_HEATMAPS:
-        raise ConfigError("--heatmaps and --dicom-out are for image models; leave them out")
+        raise ConfigError("--heatmaps, --maps and --dicom-out are for image models; leave them out")
     output, calibration = place(output), source.bundle.detector.calibration
     check_controllable(calibration, fdr)
     reading = Reading.of_model(source.bundle, csv, score=True)

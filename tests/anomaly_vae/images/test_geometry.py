@@ -179,3 +179,28 @@ def test_an_image_without_a_distance_in_mm_is_refused_where_one_is_needed(
 def test_a_spacing_in_mm_survives_the_manifest() -> None:
     schema = ImageSchema(16, 1, fit="pad", spacing=1.5)
     assert ImageSchema.from_json(schema.to_json()) == schema
+
+
+# ---------------------------------------------------------------- boxes
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    ends=st.tuples(*[st.integers(0, 31)] * 4),
+)
+def test_a_box_in_the_image_covers_the_pixels_of_a_map_that_are_hot(
+    fit: Fit, height: int, width: int, ends: tuple[int, int, int, int]
+) -> None:
+    x0, x1, y0, y1 = (*sorted(ends[:2]), *sorted(ends[2:]))
+    geometry, heat = Geometry(32, fit), np.zeros((32, 32), np.float32)
+    heat[y0 : y1 + 1, x0 : x1 + 1] = 1
+    found = geometry.box_to_source((x0, y0, x1 + 1, y1 + 1), height, width)
+    left, top, right, bottom = found
+    assert 0 <= left <= right <= width
+    assert 0 <= top <= bottom <= height
+    hot = geometry.to_source(heat, height, width) > 0.75
+    outside = hot.copy()
+    outside[top:bottom, left:right] = False
+    assert not outside.any()
