@@ -34,8 +34,9 @@ a model has learned from."""
 
 Fit = Literal["pad", "crop", "stretch"]
 """How an image that is not square becomes a square."""
-Spacing = Literal["auto", "ignore"]
-"""Whether the distances between pixels that a file states are used."""
+Spacing = Literal["auto", "ignore"] | float
+"""Whether the distances between pixels that a file states are used, or the distance in mm that
+pixels are resampled to."""
 WindowPreset = Literal["lung", "bone", "brain", "soft_tissue"]
 """Name of a usual window of CT images; see `images.pixels.CT_WINDOWS`."""
 ImageLayout = Literal["auto", "mvtec", "folder"]

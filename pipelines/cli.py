@@ -21,7 +21,7 @@ from anomaly_vae.files import own_temporary_folder
 from anomaly_vae.masking import masked
 from anomaly_vae.messages import NOUNS
 from pipelines import console
-from pipelines.batch import Engine, ExplainedRows, Format, Period
+from pipelines.batch import Engine, ExplainedRows, Format, MapFormat, Period
 
 if TYPE_CHECKING:
     from anomaly_vae.config import Config
@@ -387,6 +387,10 @@ def score(
     heatmaps: Annotated[
         bool, typer.Option("--heatmaps", help="write a heatmap of each flagged image")
     ] = False,
+    maps: Annotated[
+        MapFormat | None,
+        typer.Option(help="write the map of each flagged image, in the pixels of its file"),
+    ] = None,
     dicom_out: Annotated[
         bool,
         typer.Option("--dicom-out", help="write heatmaps of flagged DICOM images as DICOM"),
@@ -451,10 +455,10 @@ def score(
     """
     if fdr is not None and not 0 < fdr < 1:
         raise typer.BadParameter(f"--fdr {fdr:g} must lie between 0 and 1")
-    if fdr is not None and (heatmaps or dicom_out):
+    if fdr is not None and (heatmaps or maps or dicom_out):
         raise typer.BadParameter(
             "--fdr flags images once all of them are scored, too late to draw them; leave out "
-            "--heatmaps and --dicom-out"
+            "--heatmaps, --maps and --dicom-out"
         )
     if top is None and (per or by):
         raise typer.BadParameter(f"--{'per' if per else 'by'} is for --top N; add it")
@@ -472,7 +476,7 @@ def score(
         _all_paths(input_, more),
         folder,
         _explain_option(explain),
-        HeatmapOptions(heatmaps, dicom_out),
+        HeatmapOptions(heatmaps, dicom_out, maps),
         fdr,
         explain_rows=explain_rows,
         run=RunOptions(workers, engine, restart, ray_address),

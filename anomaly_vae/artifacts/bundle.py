@@ -89,6 +89,9 @@ class Bundle:
     """Variation of the calibration rows over time, for the monitor."""
     unusual_file: bytes | None = field(default=None, repr=False)
     """Test for unusual rows; None if there is none."""
+    image_groups: Mapping[str, Calibration] = field(default_factory=dict, repr=False)
+    """Calibrations of the highest score of a group of images, such as a patient's or a series', by
+    the kind of group."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the files, because scoring sessions cannot be pickled."""
@@ -207,7 +210,10 @@ class Bundle:
         files = {GRAPH: self.graph, WEIGHTS: self.weights}
         if self.calibration is not None:
             cycle = self.cycle.tensors() if self.cycle else {}
-            files[CALIBRATION] = save_tensors(_tensors(self.calibration) | cycle)
+            tensors = _tensors(self.calibration) | cycle
+            for kind, calibration in self.image_groups.items():
+                tensors |= _tensors(calibration, f"@{kind}")
+            files[CALIBRATION] = save_tensors(tensors)
         if self.value_counts is not None:
             files[COUNTS] = self.value_counts
         if self.unusual_file is not None:
@@ -231,6 +237,7 @@ class Bundle:
         evaluation: Mapping[str, Any] | None,
         reference: Reference | None = None,
         unusual: UnusualTest | None = None,
+        image_groups: Mapping[str, Calibration] | None = None,
     ) -> Bundle:
         """Return the same model with a calibration.
 
@@ -239,14 +246,18 @@ class Bundle:
             evaluation: figures on the test split, as plain JSON values.
             reference: a summary of the calibration rows, for the monitor; None for no summary.
             unusual: the test for rows that are unlike the training rows; None for no test.
+            image_groups: calibrations of groups of images; None for none.
         """
-        reference = reference or Reference()
+        reference, image_groups = reference or Reference(), image_groups or {}
+        optional = {"unusual", "image_groups"}
+        grouped = {kind: _summary(own) for kind, own in image_groups.items()}
         manifest = {
-            **{key: value for key, value in self.manifest.items() if key != "unusual"},
+            **{key: value for key, value in self.manifest.items() if key not in optional},
             "calibration": _summary(calibration),
             "evaluation": evaluation,
             "reference": reference.to_json(),
             **({"unusual": unusual.summary()} if unusual else {}),
+            **({"image_groups": grouped} if grouped else {}),
         }
         return replace(
             self,
@@ -254,6 +265,7 @@ class Bundle:
             calibration=calibration,
             cycle=reference.cycle,
             unusual_file=save_tensors(unusual.tensors()) if unusual else None,
+            image_groups=image_groups,
         )
 
     def save(self, path: str | Path) -> Path:
@@ -335,13 +347,15 @@ def from_files(files: Mapping[str, bytes], folder: Path = Path("in memory")) -> 
     manifest = _read_manifest(files, folder)
     try:
         calibration, cycle = _calibration(manifest, files), _cycle(manifest, files)
+        groups = _image_groups(manifest, files)
     except (KeyError, SafetensorError):
         message = f"bundle '{folder}': {CALIBRATION} and {MANIFEST} disagree; make it anew"
         raise BundleError(message) from None
     if ("unusual" in manifest) != (UNUSUAL in files):
         raise BundleError(f"bundle '{folder}': {UNUSUAL} and {MANIFEST} disagree; make it anew")
     parts = files[GRAPH], files[WEIGHTS], calibration, files[MANIFEST], files.get(COUNTS)
-    return Bundle(manifest, *parts, cycle=cycle, unusual_file=files.get(UNUSUAL))
+    unusual = files.get(UNUSUAL)
+    return Bundle(manifest, *parts, cycle=cycle, unusual_file=unusual, image_groups=groups)
 
 
 def _verified_files(folder: Path, sums: bytes) -> dict[str, bytes]:
@@ -442,6 +456,20 @@ def _calibration(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> Cal
     if summary is None and CALIBRATION in files:
         raise KeyError(CALIBRATION)
     return summary and _read_calibration(summary, load_tensors(files[CALIBRATION]))
+
+
+def _image_groups(
+    manifest: Mapping[str, Any], files: Mapping[str, bytes]
+) -> dict[str, Calibration]:
+    """Restore the calibrations of groups of images, if there are any.
+
+    Raises:
+        KeyError: a tensor is missing.
+    """
+    if not (summaries := manifest.get("image_groups")):
+        return {}
+    tensors = load_tensors(files[CALIBRATION])
+    return {k: _read_calibration(one, tensors, f"@{k}") for k, one in summaries.items()}
 
 
 def _cycle(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> Cycle | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import datetime as dt
 import itertools
+import math
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -39,6 +40,9 @@ from anomaly_vae.types import (
 
 EPOCHS = {"epoch_s": 1.0, "epoch_ms": 1e-3, "epoch_us": 1e-6, "epoch_ns": 1e-9}
 """Seconds per unit of each format that counts from 1970-01-01 00:00 UTC."""
+
+MAX_SIDE = 512
+"""Largest side in pixels of what an image model sees at once."""
 
 FULL = "full"
 """Warm-up as long as the windows look back; see `TabularData.windows_warm_up`."""
@@ -415,15 +419,21 @@ class TabularData(DataConfig):
 class ImageData(DataConfig):
     """Location of images, and how they are read."""
 
-    size: int = Field(64, ge=16, le=512)
-    """Side in pixels of the square that each image is fitted into."""
+    size: int = Field(64, ge=16, le=4096)
+    """Side in pixels of the square that each image is fitted into; above 512 only with `tiles`."""
+    tiles: int | None = Field(None, ge=16, le=512)
+    """Side in pixels of the tiles of that square which the model sees, one at a time; an image's
+    score is that of its highest tile. null: the model sees the whole square."""
+    tile_overlap: float = Field(0.25, ge=0, le=0.5)
+    """Least share of a tile's side that it has in common with the next tile."""
     fit: Fit = "pad"
     """How images that are not square are fitted: `pad` keeps all of an image and fills the rest of
     the square with the mean of its border, `crop` keeps the central square, `stretch` changes the
     ratio of the sides."""
     spacing: Spacing = "auto"
     """Distance between pixels: `auto` takes the one in DICOM, NIfTI and MGH files, so that voxels
-    that are not cubes keep their shape; `ignore` takes pixels to be square."""
+    that are not cubes keep their shape; `ignore` takes pixels to be square; a number resamples all
+    images to pixels of so many mm, with `fit: pad`."""
     channels: Literal[1, 3] = 1
     """Number of channels: 1 for grey, 3 for colour."""
     intensity: Literal["standardise", "unit"] = "standardise"
@@ -447,6 +457,41 @@ class ImageData(DataConfig):
     """Largest number of images in one file; files with more are refused."""
     max_seconds: float = Field(MAX_SECONDS, gt=0)
     """Longest time in seconds for decoding one file; images not decoded by then are refused."""
+
+    @field_validator("spacing")
+    @classmethod
+    def _check_spacing(cls, value: Spacing) -> Spacing:
+        if isinstance(value, float) and not 0 < value < math.inf:
+            raise ValueError(f"expected auto, ignore or a distance above 0 in mm, got {value:g}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_fit(self) -> ImageData:
+        if isinstance(self.spacing, float) and self.fit != "pad":
+            raise ValueError(
+                f"spacing {self.spacing:g} keeps the size of what an image shows, which only fit: "
+                f"pad does, not {self.fit}; set fit: pad or spacing: auto"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_tiles(self) -> ImageData:
+        if self.tiles is None and self.size > MAX_SIDE:
+            raise ValueError(
+                f"size {self.size} is above {MAX_SIDE}; set tiles, such as tiles: 128, to score "
+                "large images tile by tile"
+            )
+        if self.tiles is not None and self.tiles >= self.size:
+            raise ValueError(
+                f"tiles {self.tiles} must be smaller than size {self.size}; leave tiles out to "
+                "score images as a whole"
+            )
+        return self
+
+    @property
+    def unset(self) -> set[str]:
+        """Keys that the manifest leaves out, because they have their defaults."""
+        return {"tiles", "tile_overlap"} if self.tiles is None else set()
 
     @model_validator(mode="after")
     def _check_no_time(self) -> ImageData:

@@ -56,6 +56,8 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "rotation": ("training.augmentation.rotation",),
     "degrees": ("training.augmentation.degrees",),
     "size": ("data.size",),
+    "tiles": ("data.tiles",),
+    "tile_overlap": ("data.tile_overlap",),
     "fit_mode": ("data.fit",),
     "spacing": ("data.spacing",),
     "channels": ("data.channels",),
@@ -142,6 +144,8 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
         likelihood: Literal["contrast", "structural", "gaussian", "laplace", "bernoulli"]
         | None = None,
         size: int | None = None,
+        tiles: int | None = None,
+        tile_overlap: float | None = None,
         fit_mode: Fit | None = None,
         spacing: Spacing | None = None,
         channels: Literal[1, 3] | None = None,

@@ -63,6 +63,11 @@ class ImageScore(nn.Module):
         self.register_buffer("kl_center", torch.zeros((), dtype=torch.float64))
         self.register_buffer("kl_scale", torch.ones((), dtype=torch.float64))
 
+    @property
+    def n_inputs(self) -> int:
+        """Number F of values of an image."""
+        return self.layout.n_columns
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Convert images (N, F) into score, nats, kl, expected and latent; see the module."""
         inference = self.model.infer(x, torch.zeros_like(self.noise[:1]))

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from anomaly_vae.config.model import ImageModelConfig
+from anomaly_vae.config.scoring import ImageScoreConfig
 from anomaly_vae.export.image_scores import CHUNK_IMAGES, ImageScore
 from anomaly_vae.export.onnx_tabular import (
     IR_VERSION,
@@ -30,6 +31,9 @@ from anomaly_vae.export.onnx_tabular import (
     read_header,
 )
 from anomaly_vae.export.patch_scores import PatchScore
+from anomaly_vae.export.tiled_scores import TiledScore
+from anomaly_vae.images.encoding import ImageEncoding
+from anomaly_vae.models.vae import VAE
 
 OUTPUTS = ("score", "nats", "kl", "expected", "latent")
 """Names of the graph's outputs."""
@@ -39,6 +43,17 @@ MODEL_PREFIX = "model."
 """Prefix of the model's tensors inside `ImageScore`; the weights file omits it."""
 
 _graphs: dict[tuple[str, ...], bytes] = {}
+
+
+def image_score(
+    model: VAE, encoding: ImageEncoding, config: ImageScoreConfig
+) -> ImageScore | PatchScore:
+    """Return the score, without its statistics, of a model of images, tiles or patches."""
+    if model.patches is not None:
+        return PatchScore(model, encoding.layout, config)
+    if encoding.tiling is None:
+        return ImageScore(model, encoding.layout, config)
+    return TiledScore(model, encoding.model_layout, config, encoding.tiling)
 
 
 def image_tensors(score: ImageScore | PatchScore) -> dict[str, NDArray[Any]]:
@@ -54,7 +69,10 @@ def load_image_tensors(score: ImageScore | PatchScore, tensors: Mapping[str, tor
 
 
 def shared_graph(
-    score: ImageScore | PatchScore, weights: bytes, model: ImageModelConfig
+    score: ImageScore | PatchScore,
+    encoding: ImageEncoding,
+    weights: bytes,
+    model: ImageModelConfig,
 ) -> bytes:
     """Return the graph of `trace_graph`, traced once for all fits of a configuration.
 
@@ -63,10 +81,11 @@ def shared_graph(
 
     Args:
         score: the score with its statistics.
+        encoding: the shape of the images, and their tiles.
         weights: content of the safetensors file that the graph will read.
         model: configuration of the model in ``score``.
     """
-    shapes = (repr(score.layout), repr(read_header(weights)))
+    shapes = (repr(encoding), repr(read_header(weights)))
     key = (model.model_dump_json(), score.config.model_dump_json(), *shapes)
     if key not in _graphs:
         graph = trace_graph(score, weights)
@@ -81,6 +100,7 @@ def trace_graph(score: ImageScore | PatchScore, weights: bytes) -> bytes:
 
     Args:
         score: the score with its statistics.
+        encoding: the shape of the images, and their tiles.
         weights: content of the safetensors file that the graph will read.
     """
     traced = _trace(score.eval())
@@ -89,7 +109,7 @@ def trace_graph(score: ImageScore | PatchScore, weights: bytes) -> bytes:
         part.doc_string = ""
     header, base = read_header(weights)
     tensors = [_external(tensor, header, base) for tensor in traced.graph.initializer]
-    columns = score.layout.n_columns
+    columns = score.n_inputs
     rows = "N" if score.any_batch else 1
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, columns])]
     outputs = list(traced.graph.output)
@@ -132,7 +152,7 @@ def _trace(score: ImageScore | PatchScore) -> onnx.ModelProto:
         warnings.simplefilter("ignore")  # the exporter calls deprecated functions of torch
         program = torch.onnx.export(
             score,
-            (torch.zeros(2 if score.any_batch else 1, score.layout.n_columns),),
+            (torch.zeros(2 if score.any_batch else 1, score.n_inputs),),
             dynamo=True,
             optimize=False,  # keep parameters as they are in the weights file
             verbose=False,

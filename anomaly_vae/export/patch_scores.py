@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomaly_vae.config.scoring import ImageScoreConfig, ScoreConfig
-from anomaly_vae.export.image_scores import ImageScore
 from anomaly_vae.export.onnx_tabular import torch_terms
 from anomaly_vae.images.encoding import ImageLayout
 from anomaly_vae.models.backbone import N_FEATURES, STRIDE, Patches
@@ -38,6 +37,11 @@ class PatchScore(nn.Module):
         super().__init__()
         self.model, self.layout, self.config = model, layout, config
         self.register_buffer("kernel", gaussian_kernel(SMOOTHING), persistent=False)
+
+    @property
+    def n_inputs(self) -> int:
+        """Number F of values of an image."""
+        return self.layout.n_columns
 
     @property
     def unit(self) -> str:
@@ -70,11 +74,3 @@ class PatchScore(nn.Module):
 
     def fit_statistics(self, x: Tensor) -> None:
         """Estimate nothing: patches are scored as they are."""
-
-
-def image_score(
-    model: VAE, layout: ImageLayout, config: ImageScoreConfig
-) -> ImageScore | PatchScore:
-    """Return the score of a model of images, or of their patches if it has a backbone."""
-    kind = ImageScore if model.patches is None else PatchScore
-    return kind(model, layout, config)

@@ -22,6 +22,7 @@ from anomaly_vae.generation.latent_space import (
     Rows,
     Shape,
     decoded,
+    encoded,
     latent_means,
     load_model,
     path_between,
@@ -110,7 +111,7 @@ def decode(bundle: Bundle, z: NDArray[np.float32] | Tensor) -> Matrix:
 
 
 def reconstruct(bundle: Bundle, rows: Rows) -> Matrix:
-    """Return the expected picture at each image's posterior mean.
+    """Return the expected picture at each image's posterior mean; tiles are put together.
 
     Example:
         >>> from anomaly_vae.artifacts.bundle import load_bundle
@@ -118,7 +119,10 @@ def reconstruct(bundle: Bundle, rows: Rows) -> Matrix:
         >>> reconstruct(bundle, torch.zeros(2, 256)).shape
         (2, 1, 16, 16)
     """
-    return decode(bundle, latent_means(bundle, rows))
+    x, scorer = encoded(bundle, rows), bundle.scorer
+    if _encoding(bundle).tiling and x.shape[1] == scorer.encoding.layout.n_columns:
+        return to_pictures(bundle, torch.from_numpy(scorer.explain_encoded(x.numpy()).expected))
+    return decode(bundle, latent_means(bundle, x))
 
 
 def interpolate(

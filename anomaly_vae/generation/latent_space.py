@@ -140,8 +140,23 @@ def latent_means(bundle: Bundle, rows: Rows) -> Tensor:
         >>> latent_means(bundle, torch.zeros(5, 3)).shape
         torch.Size([5, 2])
     """
-    model = load_model(bundle)
-    return apply_in_chunks(bundle, lambda x: model.posterior(x)[0], encoded(bundle, rows))
+    model, x = load_model(bundle), encoded(bundle, rows)
+    refuse_tiles(bundle, x)
+    return apply_in_chunks(bundle, lambda x: model.posterior(x)[0], x)
+
+
+def refuse_tiles(bundle: Bundle, x: Tensor) -> None:
+    """Refuse encoded images (N, F) that a model sees tile by tile, and not as a whole.
+
+    Raises:
+        BundleError: the rows are such images.
+    """
+    tiling = getattr(bundle.scorer.encoding, "tiling", None)
+    if tiling is not None and x.shape[1] == bundle.scorer.encoding.layout.n_columns:
+        raise BundleError(
+            f"the model sees tiles of {tiling.side} × {tiling.side} pixels, and an image has no "
+            "place of its own in the latent space; use sample, reconstruct or denoise"
+        )
 
 
 @torch.no_grad()

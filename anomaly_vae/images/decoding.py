@@ -113,7 +113,9 @@ def _decode(frames: Frames, number: int) -> DecodedImage:
         pixels = np.ascontiguousarray(frames.decode(number))
         window = frames.window(number) if frames.window else ""
         spacing = frames.spacing(number) if frames.spacing else None
-        return DecodedImage(pixels, number, window, spacing)
+        in_mm = frames.in_mm(number) if frames.in_mm else True
+        position = frames.position(number) if frames.position else None
+        return DecodedImage(pixels, number, window, spacing, in_mm, frames.series, position)
 
 
 def _open(content: bytes, options: DecodeOptions) -> Frames:

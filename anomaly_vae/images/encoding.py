@@ -17,6 +17,7 @@ from anomaly_vae.data.converters import Levels
 from anomaly_vae.data.encoding import EncodedColumn, Matrix
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.images.pixels import MAX_PIXEL, SPACING_KEYWORD, DecodedImage
+from anomaly_vae.images.tiling import Tiling
 
 IMAGE = "image"
 """Name of the only column of an image model, which holds paths or the bytes of files."""
@@ -65,10 +66,12 @@ def encode_png(image: DecodedImage) -> bytes:
 
 @dataclass(frozen=True)
 class ImageEncoding:
-    """Intensities on the model's scale."""
+    """Intensities on the model's scale, and the tiles that the model sees of an image."""
 
     layout: ImageLayout
     intensity: Literal["standardise", "unit"]
+    tiling: Tiling | None = None
+    """Tiles of a large image; None if the model sees the whole image at once."""
 
     tile = 1
     """Number of images scored at a time: batches are no faster, and scores must not depend on
@@ -78,6 +81,19 @@ class ImageEncoding:
     """Columns that groups and drift reports can refer to: an image has none."""
     first_positions: ClassVar[Mapping[str, int]] = {}
     """Index of the first cell of each of these columns."""
+
+    @property
+    def model_layout(self) -> ImageLayout:
+        """The shape of what the model sees at once: an image or a tile of it."""
+        side = self.tiling.side if self.tiling else self.layout.size
+        return ImageLayout(self.layout.channels, side)
+
+    def pieces(self, x: Matrix) -> Matrix:
+        """Return what the model sees of N encoded images (N, F): the images or all tiles of them.
+
+        Tiles are not standardised again, so that they differ in brightness as in the image.
+        """
+        return self.tiling.cut(x, self.layout.channels) if self.tiling else x
 
     @property
     def cells(self) -> NDArray[np.bool_]:
@@ -115,8 +131,10 @@ class ImageEncoding:
         return self.encode(batch)
 
     def to_images(self, x: NDArray[Any]) -> Matrix:
-        """Convert encoded or expected images (N, F) to (N, C, S, S) on [0, 1] for display."""
-        images: Matrix = np.clip(x.reshape(-1, *self.layout.shape), 0, 1).astype(np.float32)
+        """Convert encoded or expected images or tiles (N, F) to (N, C, S, S) on [0, 1]."""
+        whole = x.shape[1] == self.layout.n_columns
+        shape = self.layout.shape if whole else self.model_layout.shape
+        images: Matrix = np.clip(x.reshape(-1, *shape), 0, 1).astype(np.float32)
         return images
 
     @cached_property
@@ -164,9 +182,12 @@ class ImageEncoding:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of the manifest."""
-        return {"intensity": self.intensity, **asdict(self.layout)}
+        tiles = {"tiles": self.tiling.to_json()} if self.tiling else {}
+        return {"intensity": self.intensity, **asdict(self.layout), **tiles}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ImageEncoding:
         """Restore an encoding from the content of the manifest."""
-        return cls(ImageLayout(content["channels"], content["size"]), content["intensity"])
+        size, tiles = content["size"], content.get("tiles")
+        tiling = Tiling(size, **tiles) if tiles else None
+        return cls(ImageLayout(content["channels"], size), content["intensity"], tiling)

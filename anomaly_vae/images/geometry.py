@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.types import Fit, Spacing
 
 Floats = NDArray[np.float32]
+Box = tuple[int, int, int, int]
 
 SAME_SPACING = 1e-3
 """Relative difference up to which two distances between pixels count as equal."""
@@ -29,7 +31,7 @@ class Geometry:
             image's border; "crop" takes the largest square around the centre; "stretch" scales both
             sides alike to ``size``, whatever their ratio.
         spacing: "auto" takes pixels to be as high and wide as the file says; "ignore" takes every
-            pixel to be square.
+            pixel to be square; a number resamples pixels to so many mm, if the image then fits.
 
     Example:
         >>> import numpy as np
@@ -38,13 +40,15 @@ class Geometry:
         (2, 4)
         >>> Geometry(4, "pad", "auto").content(*wide.shape, aspect=2.0)
         (4, 4)
+        >>> Geometry(4, "pad", 2.0).content(*wide.shape, aspect=1.0, scale=0.5)  # pixels of 1 mm
+        (1, 2)
     """
 
     size: int
     fit: Fit = "crop"
     spacing: Spacing = "ignore"
 
-    def apply(self, planes: Floats, aspect: float = 1.0) -> Floats:
+    def apply(self, planes: Floats, aspect: float = 1.0, scale: float = math.inf) -> Floats:
         """Fit the planes (C, H, W) of an image into the square: (C, S, S).
 
         Resizing is bilinear over the area that a new pixel covers, so that every old pixel counts.
@@ -52,16 +56,23 @@ class Geometry:
         Args:
             planes: Values of one image, for each channel.
             aspect: Height of a pixel, relative to its width.
+            scale: Width of a pixel relative to the one wanted, which limits the enlargement.
         """
         if self.fit == "crop":
             planes = central_square(planes, self._used(aspect))
         _, height, width = planes.shape
-        height, width = self.content(height, width, aspect)
+        height, width = self.content(height, width, aspect, scale)
         resized = np.stack([resize(plane, height, width) for plane in planes])
         return resized if height == width == self.size else self._pad(resized)
 
     def to_source(
-        self, heat: Floats, height: int, width: int, aspect: float = 1.0, outside: float = 0.0
+        self,
+        heat: Floats,
+        height: int,
+        width: int,
+        aspect: float = 1.0,
+        outside: float = 0.0,
+        scale: float = math.inf,
     ) -> Floats:
         """Enlarge a map (S, S) of the square to the pixels (H, W) of the image it is of.
 
@@ -71,6 +82,7 @@ class Geometry:
             width: Width of the image, in pixels.
             aspect: Height of a pixel, relative to its width.
             outside: Value of the pixels that cropping leaves out.
+            scale: See `apply`.
 
         Example:
             >>> import numpy as np
@@ -85,18 +97,48 @@ class Geometry:
             shape = rows.stop - rows.start, columns.stop - columns.start
             source[rows, columns] = resize(heat, *shape)
             return source
-        inner_height, inner_width = self.content(height, width, aspect)
+        inner_height, inner_width = self.content(height, width, aspect, scale)
         top, left = (self.size - inner_height) // 2, (self.size - inner_width) // 2
         content = heat[top : top + inner_height, left : left + inner_width]
         return resize(content, height, width)
 
-    def content(self, height: int, width: int, aspect: float) -> tuple[int, int]:
+    def box_to_source(
+        self, box: Box, height: int, width: int, aspect: float = 1.0, scale: float = math.inf
+    ) -> Box:
+        """Return the smallest box in an image (H, W) that covers a box in the square.
+
+        Args:
+            box: (x0, y0, x1, y1), x1 and y1 just outside, in pixels.
+            height: Height of the image, in pixels.
+            width: Width of the image, in pixels.
+            aspect: See `apply`.
+            scale: See `apply`.
+
+        Example:
+            >>> Geometry(4, "pad").box_to_source((0, 1, 2, 2), height=4, width=8)
+            (0, 0, 4, 2)
+        """
+        rows, columns = slice(0, height), slice(0, width)
+        if self.fit == "crop":
+            rows, columns = _central(height, width, self._used(aspect))
+        inner_height, inner_width = self.content(height, width, aspect, scale)
+        x0, x1 = _stretched(box[0], box[2], inner_width, self.size, columns)
+        y0, y1 = _stretched(box[1], box[3], inner_height, self.size, rows)
+        return x0, y0, x1, y1
+
+    def content(
+        self, height: int, width: int, aspect: float, scale: float = math.inf
+    ) -> tuple[int, int]:
         """Return the height and width that an image has in the square, in pixels."""
         if self.fit != "pad":
             return self.size, self.size
         tall = height * self._used(aspect)
-        scale = self.size / max(tall, width)
+        scale = min(scale, self.size / max(tall, width))
         return max(1, round(tall * scale)), max(1, round(width * scale))
+
+    def is_reduced(self, height: int, width: int, aspect: float, scale: float) -> bool:
+        """Return whether an image is too large for the square at the scale that is wanted."""
+        return scale < math.inf and self.size / max(height * aspect, width) < (1 - 1e-6) * scale
 
     def removed(self, height: int, width: int, aspect: float) -> float:
         """Return the share of an image that its central square leaves out."""
@@ -129,6 +171,13 @@ def _central(height: int, width: int, aspect: float) -> tuple[slice, slice]:
     rows, columns = max(1, round(side / aspect)), max(1, round(side))
     top, left = (height - rows) // 2, (width - columns) // 2
     return slice(top, top + rows), slice(left, left + columns)
+
+
+def _stretched(low: int, high: int, inner: int, size: int, source: slice) -> tuple[int, int]:
+    """Map an interval of the square to the pixels that its content, of ``inner`` pixels, shows."""
+    before, length = (size - inner) // 2, source.stop - source.start
+    low, high = (min(max(end - before, 0), inner) * length for end in (low, high))
+    return source.start + low // inner, source.start - -high // inner
 
 
 def aspect_of(row_spacing: float, column_spacing: float) -> float:

@@ -10,6 +10,7 @@ def image_notes(images: ImageBatch, schema: ImageSchema) -> tuple[str, ...]:
     """Return notes on shapes, colours and windows that a model with this schema does not see."""
     return (
         *shape_note(images, schema.fit),
+        *reduction_note(images, schema),
         *colour_note(images, schema.channels),
         *saturation_note(images),
     )
@@ -27,6 +28,18 @@ def shape_note(images: ImageBatch, fit: Fit) -> tuple[str, ...]:
         "stretch": "are stretched; set data.fit: pad to keep their proportions",
     }
     return (f"{count} of {int(images.usable.sum())} images are not square and {consequence[fit]}",)
+
+
+def reduction_note(images: ImageBatch, schema: ImageSchema) -> tuple[str, ...]:
+    """Return a note on images that are too large for the wanted spacing; empty if none is."""
+    count, total = images.seen.reduced, int(images.usable.sum())
+    if not count or not isinstance(schema.spacing, float):
+        return ()
+    side = f"{schema.size * schema.spacing:g} mm"
+    return (
+        f"{count} of {total} images are wider or higher than {side} and reduced until they fit, to "
+        f"pixels of more than {schema.spacing:g} mm; raise data.size or data.spacing",
+    )
 
 
 def colour_note(images: ImageBatch, channels: int) -> tuple[str, ...]:

@@ -50,12 +50,18 @@ class DecodedImage:
             without one.
         spacing: Distances between the centres of rows and of columns in mm, by the file's header;
             None if it states none.
+        in_mm: Whether these distances are in mm; if not, only their ratio is known.
+        series: UID of the DICOM series that it belongs to; empty if none is stated.
+        position: Position of its plane along the direction across it, in mm; None if not stated.
     """
 
     pixels: Pixels
     frame: int
     window: str = ""
     spacing: PixelSpacing | None = None
+    in_mm: bool = True
+    series: str = ""
+    position: float | None = None
 
 
 @dataclass(frozen=True)
@@ -154,13 +160,16 @@ class Frames:
     """A file whose header is valid: the ``numbers`` of its frames and a function to decode one.
 
     ``decode`` raises `DataError` with a reason, or any error of the libraries on damaged bytes.
-    ``window`` and ``spacing`` describe a frame, see `DecodedImage`; None if the format has none.
+    The other fields describe a frame, see `DecodedImage`; None if the format has none.
     """
 
     numbers: Sequence[int]
     decode: Callable[[int], Pixels]
     window: Callable[[int], str] | None = None
     spacing: Callable[[int], PixelSpacing | None] | None = None
+    in_mm: Callable[[int], bool] | None = None
+    series: str = ""
+    position: Callable[[int], float | None] | None = None
 
 
 def spacing_of(values: Iterable[object]) -> PixelSpacing | None:

@@ -6,10 +6,11 @@ row: F = channels · size². Only numpy and Pillow are used.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ from anomaly_vae.data.schema import RawBatch, RowProblem
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.decoding import read_bytes, read_file
 from anomaly_vae.images.encoding import IMAGE, MIN_STD
-from anomaly_vae.images.geometry import Geometry, aspect_of
+from anomaly_vae.images.geometry import Box, Geometry, aspect_of
 from anomaly_vae.images.pixels import (
     CT_WINDOWS,
     MAX_PIXEL,
@@ -56,7 +57,20 @@ SATURATED = 0.98
 """Share of black and white pixels from which on a window shows nearly nothing."""
 SAMPLE_SIDE = 128
 """Number of rows and columns of an image that tell whether it is in colour or saturated."""
+NO_SPACING = (
+    "its file states no distance between pixels in mm, which data.spacing {wanted:g} needs; set "
+    "data.spacing: auto, or convert it to DICOM or NIfTI with its spacing"
+)
 UNIFORM = "all pixels are alike: the image shows nothing"
+
+
+class Grid(NamedTuple):
+    """The size of an image, of its pixels, and their width relative to the one wanted."""
+
+    height: int
+    width: int
+    aspect: float
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,8 @@ class Seen:
     """Number of images that are not square."""
     outside: float = 0.0
     """Sum over images of the share of their pixels outside of their central square."""
+    reduced: int = 0
+    """Number of images that are too large for the square at the spacing that is wanted."""
 
     def __add__(self, other: Seen) -> Seen:
         return Seen(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -213,7 +229,21 @@ class ImageSchema:
             DataError: The spacing in the file is not believable.
         """
         height, width = image.pixels.shape[:2]
-        return self._geometry.to_source(heat, height, width, self._aspect(image), outside)
+        aspect, scale = self._pixel(image)
+        return self._geometry.to_source(heat, height, width, aspect, outside, scale)
+
+    def grid(self, image: DecodedImage) -> Grid:
+        """Return the size of an image and of its pixels.
+
+        Raises:
+            DataError: The spacing in the file is not believable, or missing if it is needed.
+        """
+        height, width = image.pixels.shape[:2]
+        return Grid(height, width, *self._pixel(image))
+
+    def box_to_source(self, box: Box, grid: Grid) -> Box:
+        """Return the box in an image that covers a box in the square; as `Geometry` does."""
+        return self._geometry.box_to_source(box, *grid)
 
     def unknown(self, names: set[str]) -> tuple[str, ...]:
         """Return no names: an image model does not read the other columns of a manifest."""
@@ -266,26 +296,35 @@ class ImageSchema:
         if isinstance(image, DecodeFailure):
             return np.zeros(self._shape, np.float32), image.reason
         try:
-            planes = self._geometry.apply(_planes(image.pixels), self._aspect(image))
+            planes = self._geometry.apply(_planes(image.pixels), *self._pixel(image))
         except DataError as error:
             return np.zeros(self._shape, np.float32), str(error)
         values = _with_channels(planes, self.channels)
         uniform = float(values.std()) < MIN_STD
         return values, _nothing_shown(image) if uniform else ""
 
-    def _aspect(self, image: DecodedImage) -> float:
-        """Return the height of a pixel relative to its width.
+    def _pixel(self, image: DecodedImage) -> tuple[float, float]:
+        """Return the height of a pixel relative to its width, and its width relative to the wanted.
 
         Raises:
-            DataError: The spacing in the file is not believable.
+            DataError: The spacing in the file is not believable, or missing if it is needed.
         """
-        used = self.spacing == "auto" and image.spacing
-        return aspect_of(*used) if used else 1.0
+        match self.spacing, image.spacing:
+            case "auto", (float(rows), float(columns)):
+                return aspect_of(rows, columns), math.inf
+            case float(wanted), (float(rows), float(columns)) if image.in_mm:
+                return aspect_of(rows, columns), columns / wanted
+            case float(wanted), _:
+                raise DataError(NO_SPACING.format(wanted=wanted))
+        return 1.0, math.inf
 
     def _seen(self, image: DecodedImage) -> Seen:
         height, width = image.pixels.shape[:2]
-        outside = self._geometry.removed(height, width, self._aspect(image))
-        return Seen(is_in_colour(image.pixels), is_saturated(image), outside > 0, outside)
+        aspect, scale = self._pixel(image)
+        outside = self._geometry.removed(height, width, aspect)
+        reduced = self._geometry.is_reduced(height, width, aspect, scale)
+        colour, saturated = is_in_colour(image.pixels), is_saturated(image)
+        return Seen(colour, saturated, outside > 0, outside, reduced)
 
 
 def _window(data: ImageData) -> Literal["auto", "percentile"] | tuple[float, float]:

@@ -13,8 +13,7 @@ from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import ExportError
 from anomaly_vae.export.onnx_tabular import check_graph
-from anomaly_vae.export.onnx_traced import check_traced, load_image_tensors
-from anomaly_vae.export.patch_scores import image_score
+from anomaly_vae.export.onnx_traced import check_traced, image_score, load_image_tensors
 from anomaly_vae.generation.latent_space import load_ensemble, load_weights
 from anomaly_vae.lifecycle.promotion import Parity
 from anomaly_vae.scoring.modality import image_modality
@@ -44,7 +43,7 @@ def _check_table(bundle: Bundle, x: Matrix, scores: NDArray[np.float64]) -> floa
 def _check_images(bundle: Bundle, x: Matrix, scores: NDArray[np.float64]) -> float:
     config = ImageScoreConfig.model_validate(bundle.manifest["config"]["score"])
     _, encoding = image_modality(bundle.scorer.schema, bundle.scorer.encoding)
-    score = image_score(load_ensemble(bundle), encoding.layout, config)
+    score = image_score(load_ensemble(bundle), encoding, config)
     load_image_tensors(score, load_weights(bundle))
     return check_traced(score.eval(), x, scores)
 

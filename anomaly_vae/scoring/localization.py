@@ -94,7 +94,8 @@ def region_explanations(
     """Return an explanation of each image's score by its regions, largest contributions first.
 
     An image without a pixel above the scale's level has no region: all of its score is in ``rest``
-    and ``kl``.
+    and ``kl``. With tiles, regions of all tiles are listed, and ``rest`` is the difference to the
+    score, which is that of one tile; it may be negative.
 
     Args:
         encoding: The model's encoding.
@@ -103,18 +104,20 @@ def region_explanations(
         limit: Maximum number of regions per image; None for all.
     """
     maps = explained.nats.reshape(-1, encoding.layout.size, encoding.layout.size)
+    pixels = explained.unknown - explained.kl if encoding.tiling else maps.sum((1, 2))
     return [
-        _region_explanation(heat, regions(heat, scale, limit), float(kl))
-        for heat, kl in zip(maps, explained.kl, strict=True)
+        _region_explanation(heat, regions(heat, scale, limit), float(total), float(kl))
+        for heat, total, kl in zip(maps, pixels, explained.kl, strict=True)
     ]
 
 
 def _region_explanation(
-    heat: NDArray[np.float64], found: Sequence[Region], kl: float
+    heat: NDArray[np.float64], found: Sequence[Region], pixels: float, kl: float
 ) -> Explanation:
+    """Return the explanation of a score whose pixels add ``pixels`` to it."""
     positive = float(heat[heat > 0].sum())
     listed = tuple(_contribution(region, positive) for region in found)
-    rest = float(heat.sum()) - sum(region.nats for region in listed)
+    rest = pixels - sum(region.nats for region in listed)
     return Explanation((), rest, kl, listed)
 
 

@@ -132,16 +132,15 @@ def fit_bundle(
         (3, (60,))
     """
     kind, encoding = KINDS[config.kind], prepared.encoding
-    model = kind.build(config.resolve(encoding.layout.n_columns, len(prepared.train)), encoding)
+    train, validation = (kind.pieces(encoding, x) for x in (prepared.train, prepared.validation))
+    model = kind.build(config.resolve(train.shape[1], len(train)), encoding)
     if start:
         start_from(model, start)
     with cpu_threads(config.training.threads):
-        train, validation = kind.rows(
-            model, config, prepared.train, prepared.validation, fit=start is None
-        )
+        train, validation = kind.rows(model, config, train, validation, fit=start is None)
     if current_group().size > 1:
         current_group().broadcast(_job(config, encoding, train, validation))
-    config = config.resolve(encoding.layout.n_columns, len(train))
+    config = config.resolve(train.shape[1], len(train))
     views = kind.views(config, encoding)
     history = fit(model, train, validation, config.training, on_epoch, checkpoint, views)
     with cpu_threads(config.training.threads):
@@ -161,7 +160,8 @@ def fit_bundle(
         bundle, error = kind.freeze(model, config, encoding, manifest, prepared.validation)
         known = prepared.known
         if known is not None and known_choice(config, len(known)).on:
-            bundle = with_known_head(bundle, train, validation, known, config.training.seed)
+            rows = prepared.train, prepared.validation, known
+            bundle = with_known_head(bundle, *rows, config.training.seed)
     return Fitted(bundle, model, history, error)
 
 
@@ -171,7 +171,7 @@ def assist_fit() -> None:
     content = json.loads(job.pop("content").tobytes())
     config = validate_config(content["config"])
     kind, encoding = KINDS[config.kind], modality(config.kind)[1].from_json(content["encoding"])
-    config = config.resolve(encoding.layout.n_columns, len(job["train"]))
+    config = config.resolve(job["train"].shape[1], len(job["train"]))
     model, views = kind.build(config, encoding), kind.views(config, encoding)
     fit(model, job["train"], job["validation"], config.training, views=views)
 

@@ -30,11 +30,11 @@ from anomaly_vae.data.type_inference import feature_options
 from anomaly_vae.errors import DataError
 from anomaly_vae.evaluation.inserted_lesions import measure_localization
 from anomaly_vae.export.onnx_tabular import check_graph, export_graph, weight_tensors
-from anomaly_vae.export.onnx_traced import check_traced, image_tensors, shared_graph
-from anomaly_vae.export.patch_scores import image_score
+from anomaly_vae.export.onnx_traced import check_traced, image_score, image_tensors, shared_graph
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.images.heatmaps import fit_scale
 from anomaly_vae.images.schema import ImageSchema
+from anomaly_vae.images.tiling import Tiling
 from anomaly_vae.models.backbone import N_FEATURES, Patches
 from anomaly_vae.models.builder import build_image, build_tabular, patch_model
 from anomaly_vae.models.pretrained import load_pretrained, origin
@@ -63,6 +63,16 @@ class Kind(ABC, Generic[ConfigT, SchemaT, EncodingT]):
         Raises:
             DataError: no column is left to learn from.
         """
+
+    def pieces(self, encoding: EncodingT, x: Matrix) -> Matrix:
+        """Return the rows that a model is fitted to, of encoded rows: themselves, or their tiles.
+
+        Args:
+            encoding: the encoding.
+            x: encoded rows (N, F).
+        """
+        del encoding
+        return x
 
     @abstractmethod
     def align(self, encoding: EncodingT, earlier: EncodingT) -> EncodingT:
@@ -218,8 +228,13 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
     ) -> ImageEncoding:
         """Return the configured encoding, which needs no rows; see `Kind.fit_encoding`."""
         del schema, train
-        layout = ImageLayout(config.data.channels, config.data.size)
-        return ImageEncoding(layout, config.data.intensity)
+        data = config.data
+        tiling = Tiling.of(data.size, data.tiles, data.tile_overlap)
+        return ImageEncoding(ImageLayout(data.channels, data.size), data.intensity, tiling)
+
+    def pieces(self, encoding: ImageEncoding, x: Matrix) -> Matrix:
+        """Return the images, or all of their tiles; see `Kind.pieces`."""
+        return encoding.pieces(x)
 
     def align(self, encoding: ImageEncoding, earlier: ImageEncoding) -> ImageEncoding:
         """Return the encoding unchanged; see `Kind.align`."""
@@ -232,7 +247,7 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
 
     def build(self, config: ImageConfig, encoding: ImageEncoding) -> VAE:
         """Return an untrained model, with the weights of its backbone; see `Kind.build`."""
-        model = build_image(config.model, encoding.layout, config.training.seed)
+        model = build_image(config.model, encoding.model_layout, config.training.seed)
         if isinstance(model.patches, Patches):
             load_pretrained(model.patches.network, config.model.backbone)
         return model
@@ -247,14 +262,15 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
 
     def build_stored(self, section: Mapping[str, Any], encoding: ImageEncoding) -> VAE:
         """Return an untrained model; see `Kind.build_stored`."""
-        return build_image(ImageModelConfig.model_validate(section), encoding.layout)
+        return build_image(ImageModelConfig.model_validate(section), encoding.model_layout)
 
     def views(self, config: ImageConfig, encoding: ImageEncoding) -> Views:
         """Augment, corrupt and insert synthetic anomalies; see `Kind.views`."""
         if config.model.backbone != "none":
             return NoisyCells(0.0, range(N_FEATURES), PATCH_NOISE, N_FEATURES)
         training, insert = config.training, synthetic if config.model.localization_head else None
-        return DistortedImages(encoding.layout, training.augmentation, training.corruption, insert)
+        layout = encoding.model_layout
+        return DistortedImages(layout, training.augmentation, training.corruption, insert)
 
     def finalize(self, model: VAE, config: ImageConfig, train: Matrix, validation: Matrix) -> None:
         """Estimate what a model of patches has beyond its networks; see `Kind.finalize`."""
@@ -272,10 +288,10 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
     ) -> tuple[Bundle, float]:
         """Fit the score's statistics on the validation images and trace; see `Kind.freeze`."""
         size = encoding.layout.size
-        score = image_score(model, encoding.layout, config.score)
-        score.fit_statistics(torch.from_numpy(validation))
+        score = image_score(model, encoding, config.score)
+        score.fit_statistics(torch.from_numpy(encoding.pieces(validation)))
         weights = save_tensors(image_tensors(score))
-        bundle = Bundle(manifest, shared_graph(score, weights, config.model), weights)
+        bundle = Bundle(manifest, shared_graph(score, encoding, weights, config.model), weights)
         explained = bundle.scorer.explain_encoded(validation)
         scale = fit_scale(explained.nats.reshape(-1, size, size), score.unit)
         error = check_traced(score, validation, explained.score)

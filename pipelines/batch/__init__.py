@@ -5,7 +5,7 @@ The choices that the command line offers are here, where naming them loads no li
 
 from enum import StrEnum
 
-__all__ = ["Engine", "ExplainedRows", "Format", "Period"]
+__all__ = ["Engine", "ExplainedRows", "Format", "MapFormat", "Period"]
 
 
 class Engine(StrEnum):
@@ -33,3 +33,11 @@ class ExplainedRows(StrEnum):
 
     FLAGGED = "flagged"
     ALL = "all"
+
+
+class MapFormat(StrEnum):
+    """A format of maps in the pixels of the files that they are of."""
+
+    NIFTI = "nifti"
+    NPY = "npy"
+    TIFF = "tiff"

@@ -22,13 +22,14 @@ from anomaly_vae.monitoring.exchangeability import Monitor
 from anomaly_vae.review.p_values import bin_counts
 from anomaly_vae.scoring.detector import Detections, Explanation
 from pipelines import console
-from pipelines.batch import ExplainedRows
+from pipelines.batch import ExplainedRows, MapFormat
 from pipelines.batch.drift_report import show_guarantee
 from pipelines.batch.result.counts import Counts
 from pipelines.batch.result.folder import Record, part_reject_schema
 from pipelines.registry.model_uri import LoadedModel
 
 T = TypeVar("T")
+Box = tuple[int, int, int, int]
 
 CONTRIBUTION = pa.struct(
     [
@@ -38,7 +39,14 @@ CONTRIBUTION = pa.struct(
         ("expected", pa.string()),
     ]
 )
-REGION = pa.struct([("box", pa.list_(pa.int32())), ("nats", pa.float64()), ("share", pa.float64())])
+REGION = pa.struct(
+    [
+        ("box", pa.list_(pa.int32())),
+        ("nats", pa.float64()),
+        ("share", pa.float64()),
+        ("source_box", pa.list_(pa.int32())),
+    ]
+)
 
 Explain = int | str | None
 """Number of contributions to list per row: K, "all", or None for no explanation."""
@@ -59,9 +67,22 @@ class HeatmapOptions:
 
     png: bool = False
     dicom: bool = False
+    maps: MapFormat | None = None
+    """Format of maps in the pixels of the file; None for no such maps."""
 
 
 NO_HEATMAPS = HeatmapOptions()
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """What the result rows of N images have in addition to those of tables."""
+
+    columns: Mapping[str, pa.Array]
+    """Further columns (N,)."""
+    to_source: Callable[[int, Box], Box | None]
+    """Function that returns the box in the pixels of the i-th image that covers a box in the
+    square that the model sees."""
 
 
 @dataclass(frozen=True)
@@ -164,12 +185,12 @@ def result_table(
     keys: Mapping[str, pa.Array],
     detections: Detections,
     explanations: Sequence[Explanation | None] | None = None,
-    images: bool = False,
+    images: ImageRows | None = None,
 ) -> pa.Table:
     """Build N result rows from keys, decisions and explanations, if rows are explained at all.
 
-    Explanations list contributions of columns or, of ``images``, regions. A row without an
-    explanation has nulls.
+    Explanations list contributions of columns or, of images, regions. A row without an explanation
+    has nulls. ``images`` is what only images have; None for rows of a table.
     """
     columns = {
         **keys,
@@ -184,15 +205,19 @@ def result_table(
     columns["unusual_input"] = pa.array(
         [None] * len(detections.score) if unusual is None else unusual, pa.string()
     )
+    columns |= images.columns if images else {}
     if explanations is not None:
-        columns |= _regions(explanations) if images else _contribution_lists(explanations)
+        columns |= _regions(explanations, images) if images else _contribution_lists(explanations)
         columns["rest"] = pa.array([row and row.rest for row in explanations], pa.float64())
         columns["kl"] = pa.array([row and row.kl for row in explanations], pa.float64())
     return pa.table(columns)
 
 
-def _regions(explanations: Sequence[Explanation | None]) -> dict[str, pa.Array]:
-    rows = [row and [asdict(region) for region in row.regions] for row in explanations]
+def _regions(explanations: Sequence[Explanation | None], images: ImageRows) -> dict[str, pa.Array]:
+    rows = [
+        row and [{**asdict(one), "source_box": images.to_source(i, one.box)} for one in row.regions]
+        for i, row in enumerate(explanations)
+    ]
     return {"regions": pa.array(rows, pa.list_(REGION))}
 
 

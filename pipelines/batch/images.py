@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from PIL import Image
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.images.encoding import ImageEncoding
 from anomaly_vae.images.heatmaps import png
-from anomaly_vae.images.schema import ImageSchema
+from anomaly_vae.images.schema import Grid, ImageSchema
 from anomaly_vae.scoring.detector import Detections, Explanation
 from anomaly_vae.scoring.localization import (
     Localization,
@@ -36,15 +36,17 @@ from anomaly_vae.scoring.modality import image_modality
 from anomaly_vae.scoring.scorer import ScoreParts
 from anomaly_vae.scoring.wording import Wording
 from pipelines import console
-from pipelines.batch import ExplainedRows
+from pipelines.batch import ExplainedRows, MapFormat
 from pipelines.batch.common import (
     GROUP_COLUMNS,
     NO_HEATMAPS,
     RESULT_COLUMNS,
     UNREADABLE,
+    Box,
     Explain,
     Explaining,
     HeatmapOptions,
+    ImageRows,
     Reject,
     counts_of,
     exclude_output,
@@ -57,9 +59,19 @@ from pipelines.batch.common import (
 from pipelines.batch.fdr import FdrPass, check_controllable
 from pipelines.batch.options import ALL_ROWS, OutputOptions
 from pipelines.batch.result.candidates import Candidates
-from pipelines.batch.result.counts import Counts
-from pipelines.batch.result.folder import DICOM, FILE, HEATMAPS, Record, ResultFolder, rejects_of
+from pipelines.batch.result.counts import Counts, Highest
+from pipelines.batch.result.folder import (
+    DICOM,
+    FILE,
+    HEATMAPS,
+    MAPS,
+    Record,
+    ResultFolder,
+    rejects_of,
+)
+from pipelines.batch.result.groups import GroupPass, missing_kinds
 from pipelines.batch.result.highest import show_highest
+from pipelines.batch.result.maps import NO_LOCALIZATION, MapWriter
 from pipelines.batch.result.object_folder import result_folder
 from pipelines.batch.result.plan import Piece, Place, Plan, Unit, cut, input_of
 from pipelines.batch.result.ranking import FEATURES
@@ -69,6 +81,7 @@ from pipelines.batch.units import Scored
 from pipelines.datasets.images.batches import Batch as ImagesOfFiles
 from pipelines.datasets.images.batches import read_images
 from pipelines.datasets.images.files import FRAME, ID, PATH, ImageFile, Reasons, is_dicom
+from pipelines.datasets.images.groups import group_name
 from pipelines.datasets.images.listing import list_files
 from pipelines.datasets.reading.objects import place
 from pipelines.registry.model_uri import LoadedModel
@@ -79,6 +92,8 @@ TASK_FILES = 16
 """Number of files that are read and scored at once."""
 FILES_SCORED, IN_COLOUR = "files_scored", "in_colour"
 """Counts of files with a scored frame, and of scored images in colour."""
+SERIES_UID, SLICE_POSITION = "series_uid", "slice_position"
+"""Columns of the DICOM series of an image, and of its position across its plane, in mm."""
 ID_FIELD = pa.field(ID, pa.string())
 """Column of the ids that a manifest may list."""
 REFUSED = "dicom_refused"
@@ -134,6 +149,7 @@ def score_images(
         **explaining.in_plan,
         "--heatmaps": heatmaps.png,
         "--dicom-out": heatmaps.dicom,
+        **({"--maps": heatmaps.maps} if heatmaps.maps else {}),
         **outputs.in_plan,
     }
     columns = tuple(dict.fromkeys((*outputs.part_columns, *outputs.top_columns())))
@@ -157,6 +173,8 @@ def score_images(
         reasons = _reasons(folder, records, files)
         reasons.show()
         _show_colour(schema, counts)
+        for note in missing_kinds(counts, source.bundle.image_groups):
+            console.info(note)
         summary = summary_of(source, len(files), counts, records)
         scored = counts.others[FILES_SCORED]
         if outputs.limit is not None:
@@ -180,6 +198,7 @@ def score_images(
         TopPass.of_layout(layout, job.explain_rows, wording, explain),
         total=len(files),
         unit="images",
+        groups=GroupPass(source.bundle.image_groups),
     )
     summary = run_batch(batch, output, run)
     show_highest(output, summary["parts"], wording)
@@ -198,7 +217,8 @@ def _check_outputs(
     if outputs.per_day:
         raise ConfigError("--per day is for tables, as images have no times; leave it out")
     available = {name for file in files for name in file.attributes}
-    reserved = {*RESULT_COLUMNS, *GROUP_COLUMNS, "regions", PATH, FRAME} - {"group"}
+    places = (PATH, FRAME, SERIES_UID, SLICE_POSITION)
+    reserved = {*RESULT_COLUMNS, *GROUP_COLUMNS, "regions", *places} - {"group"}
     outputs.check(available, reserved, ID if key is not None else None)
 
 
@@ -246,6 +266,17 @@ def _show_colour(schema: ImageSchema, counts: Counts) -> None:
         console.info(f"{seen}, of which the model sees only the brightness")
 
 
+def _map_writer(
+    source: LoadedModel, folder: ResultFolder, format_: MapFormat | None
+) -> MapWriter | None:
+    """Return the writer of maps in the pixels of files; None if none are wanted."""
+    if format_ is None:
+        return None
+    if not source.bundle.localizes:
+        console.info(NO_LOCALIZATION)
+    return MapWriter(source.bundle, folder, format_)
+
+
 class _HeatmapWriter:
     """A writer of the heatmaps of flagged images."""
 
@@ -259,8 +290,13 @@ class _HeatmapWriter:
         self.source, self.encoding = source, encoding
         self.folder, self.options = folder, options
         self.enabled = options.png or options.dicom
-        self.counted = (HEATMAPS,) * options.png + (DICOM, REFUSED) * options.dicom
+        self.counted = (
+            *(HEATMAPS,) * options.png,
+            *(DICOM, REFUSED) * options.dicom,
+            *(MAPS,) * (options.maps is not None),
+        )
         """Entries of the summary."""
+        self.maps = _map_writer(source, folder, options.maps)
         self._told: dict[str, object] = {}
         """The task that printed the first refusal."""
 
@@ -357,9 +393,11 @@ class ImageJob:
     def score(self, task: ImageTask) -> Scored:
         """Score or reject the images of a few files."""
         counts, files, scored = Counts(), set[int](), []
+        flagged: dict[int, set[int]] = defaultdict(set)
         for batch in read_images(task.files, self.schema):
             files.update(batch.files[row] for row in np.flatnonzero(batch.images.usable))
-            scored.append(self._score_batch(task, batch))
+            scored.append(self._score_batch(task, batch, flagged))
+        counts.others.update(self._write_maps(task, flagged))
         tables = [part.rows for part in scored if part.rows is not None]
         rejects = [part.rejects for part in scored if part.rejects is not None]
         for part in scored:
@@ -368,14 +406,27 @@ class ImageJob:
         chosen = [part.candidates for part in scored if part.candidates is not None]
         return Scored(_joined(tables), _joined(rejects), counts, _joined(chosen))
 
-    def _score_batch(self, task: ImageTask, batch: ImagesOfFiles) -> Scored:
-        """Score or reject the images of a batch."""
+    def _write_maps(self, task: ImageTask, flagged: Mapping[int, set[int]]) -> Counter[str]:
+        """Write the maps of files with flagged frames; return their number, if any are wanted."""
+        writer = self.writer.maps
+        if writer is None:
+            return Counter()
+        pairs = flagged.items()
+        return Counter(
+            {MAPS: sum(writer.write(task.files[i], frames, file_stem) for i, frames in pairs)}
+        )
+
+    def _score_batch(
+        self, task: ImageTask, batch: ImagesOfFiles, flagged: dict[int, set[int]]
+    ) -> Scored:
+        """Score or reject the images of a batch; add the flagged frames of files."""
         rejects = [
             self._reject(task, batch.files[p.row], batch.frames[p.row], p.reason)
             for p in batch.images.problems
         ]
         rows = np.flatnonzero(batch.images.usable)
-        scored = self._score(task, batch, rows) if len(rows) else Scored(None, None, Counts())
+        none = Scored(None, None, Counts())
+        scored = self._score(task, batch, rows, flagged) if len(rows) else none
         scored.counts.rejects_by_column.update([UNREADABLE] * len(rejects))
         scored.counts.others[IN_COLOUR] += batch.images.seen.in_colour
         return scored._replace(rejects=reject_table(rejects, self.key))
@@ -389,12 +440,20 @@ class ImageJob:
             frame = file.row
         return Reject(task.first + index, frame, file.attributes.get(ID), None, reason)
 
-    def _score(self, task: ImageTask, batch: ImagesOfFiles, rows: NDArray[np.intp]) -> Scored:
+    def _score(
+        self,
+        task: ImageTask,
+        batch: ImagesOfFiles,
+        rows: NDArray[np.intp],
+        flagged: dict[int, set[int]],
+    ) -> Scored:
         files = [task.files[batch.files[row]] for row in rows]
         frames = [batch.frames[row] or 0 for row in rows]
         images, bundle = batch.images.take(rows), self.source.bundle
         detections = bundle.detector.detect(images)
         counts = counts_of(bundle.monitor, detections)
+        for row in rows[detections.is_anomaly].tolist():
+            flagged[batch.files[row]].add(batch.frames[row] or 0)
         listed, drawn = self.explaining.of(detections), self._drawn(detections)
         explained = np.union1d(listed, drawn)
         column = {}
@@ -404,11 +463,19 @@ class ImageJob:
             column = {row: column[row] for row in listed.tolist()}
             counts.others.update(self._draw(files, frames, detections, drawn, explained, parts))
         columns = self._columns(files, frames)
+        series, positions = ([of[row] for row in rows] for of in (batch.series, batch.positions))
+        self._count_groups(counts, files, frames, series, detections)
         table = result_table(
             {name: columns[name] for name in columns if self._is_shown(name)},
             detections,
             self.explaining.column(detections, column),
-            images=True,
+            ImageRows(
+                {
+                    SERIES_UID: pa.array([uid or None for uid in series], pa.string()),
+                    SLICE_POSITION: pa.array(positions, pa.float64()),
+                },
+                lambda i, box: self._to_source(batch.grids[rows[i]], box),
+            ),
         )
         if self.candidates is None:
             return Scored(table, None, counts)
@@ -420,6 +487,24 @@ class ImageJob:
             lambda positions: pa.array(indexes[positions], pa.int64()),
         )
         return Scored(table, None, counts, chosen)
+
+    def _to_source(self, grid: Grid | None, box: Box) -> Box | None:
+        return None if grid is None else self.schema.box_to_source(box, grid)
+
+    def _count_groups(
+        self,
+        counts: Counts,
+        files: Sequence[ImageFile],
+        frames: Sequence[int],
+        series: Sequence[str],
+        detections: Detections,
+    ) -> None:
+        """Count images in the groups for which the model has thresholds."""
+        images = list(zip(files, frames, series, detections.score.tolist(), strict=True))
+        for kind in self.source.bundle.image_groups:
+            for file, frame, uid, score in images:
+                if name := group_name(kind, file, uid):
+                    counts.add_image(kind, name, Highest(score, 1, file.name, frame))
 
     def _is_shown(self, name: str) -> bool:
         """Return whether the parts have a column."""

@@ -125,7 +125,7 @@ def score_files(
         CalibrationError: the model's p-values do not allow control of the false discovery rate.
     """
     if heatmaps != NO_HEATMAPS:
-        raise ConfigError("--heatmaps and --dicom-out are for image models; leave them out")
+        raise ConfigError("--heatmaps, --maps and --dicom-out are for image models; leave them out")
     output = place(output)
     check_controllable(source.bundle.detector.calibration, fdr)
     tables = _find_tables(source, paths, output, csv)

@@ -65,6 +65,7 @@ from pipelines.reports.model_card import card_of
 from pipelines.reports.model_card_html import logged_plots, page
 from pipelines.reports.report import Reporter, ReportOptions, SeenRows, log, show
 from pipelines.training.calibration_sample import model_sample
+from pipelines.training.image_groups import calibrate_groups
 from pipelines.training.train import inputs_digest, read_data
 
 TEST_FILE = "test_split.parquet"
@@ -104,6 +105,7 @@ class Calibrated:
             "metrics": self.evaluation.to_json(),
             "warnings": list(self.report.warnings),
             **({"labels": self.report.labels.to_json()} if self.report.labels else {}),
+            **{k: v for k, v in self.bundle.manifest.items() if k == "image_groups"},
         }
 
 
@@ -138,7 +140,9 @@ def calibrate(
     report = _report(judged, data, config)
     reference = _reference(trained, chosen, data, scored)
     unusual = _unusual_test(trained.scorer, data, config.calibration, scored)
-    bundle = _with_config(trained, config).calibrated(chosen, report.to_json(), reference, unusual)
+    groups = calibrate_groups(trained.scorer, data, config.calibration.alpha)
+    parts = chosen, report.to_json(), reference, unusual, groups
+    bundle = _with_config(trained, config).calibrated(*parts)
     show(report, config.kind)
     show_localization(bundle)
     registry = Registry(config.mlflow.tracking_uri)

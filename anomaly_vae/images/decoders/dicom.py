@@ -1,7 +1,7 @@
 """Decode DICOM files: pixels, modality units, windows and palettes (PS3.3 C.7.6.3, C.11).
 
-Only the elements that describe how pixels are displayed are read. Elements that identify a patient
-are never read.
+Only the elements that describe how pixels are displayed are read, and the series and the place of
+an image. Elements that identify a patient are never read.
 """
 
 from __future__ import annotations
@@ -55,10 +55,12 @@ REQUIRED = (
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 SHARED, PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 RESCALE, WINDOW = "PixelValueTransformationSequence", "FrameVOILUTSequence"
-MEASURES = "PixelMeasuresSequence"
+MEASURES, POSITION = "PixelMeasuresSequence", "PlanePositionSequence"
+ORIENTATION = "PlaneOrientationSequence"
 COLOURS = ("Red", "Green", "Blue")
+ASPECT_RATIO = "PixelAspectRatio"
 SPACINGS = (
-    "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio",
+    "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", ASPECT_RATIO,
 )  # fmt: skip
 """Keywords of the elements that state the height and the width of pixels, by precedence."""
 ELEMENTS = (
@@ -66,6 +68,7 @@ ELEMENTS = (
     "NumberOfFrames", "PlanarConfiguration", "BitsStored", "PixelRepresentation",
     "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelPresentation",
     "ExtendedOffsetTable", "ExtendedOffsetTableLengths", *SPACINGS,
+    "SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient", "SliceLocation",
     "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
     "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence",
     *(f"{colour}PaletteColorLookupTableDescriptor" for colour in COLOURS),
@@ -116,7 +119,9 @@ def open_dicom(content: bytes, options: DecodeOptions) -> Frames:
     file = open_file(content, options)
     window = options.intensity_window
     from_file = file.window if window == "auto" else None
-    return Frames(range(file.count), partial(file.pixels, window=window), from_file, file.spacing)
+    decode = partial(file.pixels, window=window)
+    place = file.series, file.position
+    return Frames(range(file.count), decode, from_file, file.spacing, file.in_mm, *place)
 
 
 @dataclass(frozen=True)
@@ -193,10 +198,37 @@ class DicomFile:
 
     def spacing(self, frame: int) -> PixelSpacing | None:
         """Return the height and width of the pixels of a frame, in mm or as a ratio."""
-        macro = self._macro(MEASURES, frame)
-        stated = (macro, self.dataset), SPACINGS
-        found = (_spacing(source, keyword) for source, keyword in itertools.product(*stated))
-        return next((spacing for spacing in found if spacing), None)
+        return self._stated_spacing(frame)[0]
+
+    def in_mm(self, frame: int) -> bool:
+        """Return whether the spacing of a frame is stated in mm, and not only as a ratio."""
+        return self._stated_spacing(frame)[1] != ASPECT_RATIO
+
+    @property
+    def series(self) -> str:
+        """UID of the series; empty if the file states none that is valid."""
+        with suppress(*NUMBER_ERRORS, AttributeError):
+            stated = uid.UID(str(self.dataset.get("SeriesInstanceUID") or ""))
+            return str(stated) if stated.is_valid else ""
+        return ""
+
+    def position(self, frame: int) -> float | None:
+        """Return the position of a frame across its plane, in mm; None if it is not stated."""
+        place = _numbers(self._macro(POSITION, frame), "ImagePositionPatient", 3)
+        directions = _numbers(self._macro(ORIENTATION, frame), "ImageOrientationPatient", 6)
+        if place is not None and directions is not None:
+            across = np.cross(directions[:3], directions[3:])
+            return float(across @ place)
+        location = _numbers(self.dataset, "SliceLocation", 1)
+        return None if location is None else float(location[0])
+
+    def _stated_spacing(self, frame: int) -> tuple[PixelSpacing | None, str]:
+        """Return the spacing of a frame, and the keyword of the element that states it."""
+        sources = self._macro(MEASURES, frame), self.dataset
+        for source, keyword in itertools.product(sources, SPACINGS):
+            if spacing := _spacing(source, keyword):
+                return spacing, keyword
+        return None, ""
 
     def _padding(self, stored: NDArray[Any]) -> NDArray[np.bool_]:
         """Tell which pixels are padding (PS3.3 C.7.5.1.1.2)."""
@@ -380,6 +412,14 @@ def _spacing(dataset: Dataset, name: str) -> PixelSpacing | None:
     """Return the two distances of an element, None if it does not state both."""
     with suppress(*NUMBER_ERRORS):  # pydicom reads the value only here
         return spacing_of(dataset.get(name) or ())
+    return None
+
+
+def _numbers(dataset: Dataset, name: str, count: int) -> Values | None:
+    """Return the finite numbers of an element; None if it does not have so many."""
+    with suppress(*NUMBER_ERRORS):  # pydicom reads the value only here
+        found = np.atleast_1d(np.asarray(dataset.get(name), np.float64))
+        return found if found.shape == (count,) and np.isfinite(found).all() else None
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -11,12 +12,13 @@ from typing import Any
 import nibabel.orientations
 import numpy as np
 from nibabel.freesurfer.mghformat import MGHHeader
-from nibabel.nifti1 import Nifti1Header
-from nibabel.nifti2 import Nifti2Header
+from nibabel.nifti1 import Nifti1Header, Nifti1Image
+from nibabel.nifti2 import Nifti2Header, Nifti2Image
 from numpy.typing import NDArray
 
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.decoders.netpbm import blended
+from anomaly_vae.images.formats import recognise_format
 from anomaly_vae.images.pixels import (
     TRUNCATED,
     Bounds,
@@ -33,6 +35,11 @@ from anomaly_vae.images.pixels import (
 
 apply_orientation: Any = nibabel.orientations.apply_orientation
 io_orientation: Any = nibabel.orientations.io_orientation
+inv_ornt_aff: Any = nibabel.orientations.inv_ornt_aff
+ornt_transform: Any = nibabel.orientations.ornt_transform
+
+RAS = np.array([[0, 1], [1, 1], [2, 1]])
+"""Orientation of voxels (R, A, S)."""
 
 MAGIC_1, MAGIC_2 = slice(344, 348), slice(4, 8)
 MGH_FIELDS, MGH_HEADER = 90, MGHHeader.template_dtype.itemsize
@@ -68,9 +75,40 @@ def open_mgh(content: bytes, options: DecodeOptions) -> Frames:
     Raises:
         DataError: The file exceeds a limit or is truncated.
     """
+    return _frames(content, _mgh_header(content), (1.0, 0.0), options)
+
+
+def _mgh_header(content: bytes) -> Any:
     make_header: Any = MGHHeader
-    header = make_header(content[:MGH_FIELDS].ljust(MGH_HEADER, b"\0"), check=False)
-    return _frames(content, header, (1.0, 0.0), options)
+    return make_header(content[:MGH_FIELDS].ljust(MGH_HEADER, b"\0"), check=False)
+
+
+def volume_image(
+    content: bytes, slices: Mapping[int, NDArray[np.float32]], options: DecodeOptions
+) -> Any:
+    """Return values of slices as a NIfTI image on the grid of the volume that they are slices of.
+
+    Args:
+        content: the volume, unpacked.
+        slices: values (H, W) of frames, as `open_nifti` numbers and orients them; NaN elsewhere.
+        options: how the volume was sliced.
+    """
+    mgh = recognise_format(content) == "MGH"
+    header = _mgh_header(content) if mgh else _header(content)
+    shape = _voxels(content, header).shape
+    orientation = io_orientation(header.get_best_affine())
+    turned = apply_orientation(np.full(shape, np.nan, np.float32), orientation)
+    across = np.moveaxis(turned, options.axis, 0)
+    for frame, values in slices.items():
+        volume, index = divmod(frame, len(across))
+        across[index, ..., volume] = values.T[::-1, ::-1]
+    stored = apply_orientation(turned, ornt_transform(RAS, orientation))
+    make: Any = Nifti2Image if isinstance(header, Nifti2Header) else Nifti1Image
+    image = make(stored if shape[3] > 1 else stored[..., 0], header.get_best_affine())
+    for form in () if mgh else ("sform", "qform"):
+        getattr(image, f"set_{form}")(*getattr(header, f"get_{form}")(coded=True))
+    image.header.set_xyzt_units(*(("mm",) if mgh else header.get_xyzt_units()))
+    return image
 
 
 def _frames(
@@ -91,7 +129,13 @@ def _frames(
         volume, index = divmod(frame, first.count)
         return volumes[volume].slice(index)
 
-    return Frames(range(first.count * len(volumes)), decode, spacing=lambda _: spacing)
+    places = _positions(header, orientation, voxels.shape[:3], options.axis)
+
+    def position(frame: int) -> float | None:
+        return places[frame % first.count]
+
+    count = first.count * len(volumes)
+    return Frames(range(count), decode, spacing=lambda _: spacing, position=position)
 
 
 def _spacing(header: Any, orientation: NDArray[Any], axis: int) -> PixelSpacing | None:
@@ -99,6 +143,20 @@ def _spacing(header: Any, orientation: NDArray[Any], axis: int) -> PixelSpacing 
     zooms = dict(zip(orientation[:, 0].astype(int).tolist(), header.get_zooms(), strict=False))
     columns, rows = (zooms[i] for i in range(3) if i != axis)
     return spacing_of((rows, columns))
+
+
+def _positions(
+    header: Any, orientation: NDArray[Any], shape: tuple[int, ...], axis: int
+) -> list[float | None]:
+    """Return the position of each slice along the direction across the slices, in mm."""
+    turned = header.get_best_affine() @ inv_ornt_aff(orientation, shape)
+    step, origin = turned[:3, axis], turned[:3, 3]
+    length = float(np.linalg.norm(step))
+    count = shape[int(np.flatnonzero(orientation[:, 0] == axis)[0])]
+    if not (0 < length < math.inf and np.isfinite(origin).all()):
+        return [None] * count
+    first = float(origin @ step) / length
+    return [first + i * length for i in range(count)]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,32 @@ def _in_order(bits: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.where(bits < 0, bits ^ np.int64(2**63 - 1), bits)
 
 
+class Highest(NamedTuple):
+    """The highest image of a group of images, and the number of its images."""
+
+    score: float
+    images: int
+    path: str
+    frame: int
+
+    def joined(self, other: Highest) -> Highest:
+        """Return the highest image of two parts of a group; of equal ones, the first by name."""
+        best = min(self, other, key=lambda one: (-one.score, one.path, one.frame))
+        return best._replace(images=self.images + other.images)
+
+
+Groups = dict[str, dict[str, Highest]]
+"""Groups of images by kind and name."""
+
+
+def _add_groups(groups: Groups, others: Groups) -> None:
+    """Add the images of other parts to groups."""
+    for kind, named in others.items():
+        own = groups.setdefault(kind, {})
+        for name, one in named.items():
+            own[name] = own[name].joined(one) if name in own else one
+
+
 @dataclass
 class Counts:
     """Running counts of rows; scored plus rejected are all rows."""
@@ -94,6 +120,8 @@ class Counts:
     """Number of rows of the files, by index, of which only reading tells it."""
     notes: list[Mapping[str, Any]] = field(default_factory=list)
     """Notes on text files, as `Reading.collected` returns them."""
+    groups: Groups = field(default_factory=dict)
+    """Groups of scored images, such as patients, whose highest score decides."""
 
     @property
     def rejected(self) -> int:
@@ -113,6 +141,11 @@ class Counts:
         self.p_values.update(other.p_values)
         self.rows_of_files.update(other.rows_of_files)
         self.notes += other.notes
+        _add_groups(self.groups, other.groups)
+
+    def add_image(self, kind: str, name: str, image: Highest) -> None:
+        """Count an image in a group."""
+        _add_groups(self.groups, {kind: {name: image}})
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts as plain JSON values."""
@@ -134,7 +167,15 @@ class Counts:
             | {"monitor": None if monitor is None else np.array(monitor, np.int64)}
             | {"p_values": Counter({int(k): v for k, v in found.get("p_values", {}).items()})}
             | {"scores": _scores(scores) if scores else Scores()}
+            | {"groups": _groups(found.get("groups", {}))}
         )
+
+
+def _groups(content: Mapping[str, Any]) -> Groups:
+    return {
+        kind: {name: Highest(*one) for name, one in named.items()}
+        for kind, named in content.items()
+    }
 
 
 def _scores(content: Mapping[str, Any]) -> Scores:

@@ -41,12 +41,14 @@ FEATURES = "features-*.parquet"
 """Pattern of the window features that a run shares among machines, in `RUN`."""
 INCOMPLETE = ".incomplete"
 """Folder in which older versions kept an unfinished result."""
-HEATMAPS, DICOM = "heatmaps", "dicom"
+HEATMAPS, DICOM, MAPS = "heatmaps", "dicom", "maps"
 TOP, TOP_CSV, REJECTS_CSV = "top.parquet", "top.csv", "rejects.csv"
+GROUPS = "groups.parquet"
 PART = r"part-\d{5,}(_\d{5,})?\.(parquet|csv)"
 RESULT_FILE = re.compile(
-    rf"{PART}|[^/=]+=[^/]+(/{PART})?|(rejects|top)\.(parquet|csv)|summary\.json"
+    rf"{PART}|[^/=]+=[^/]+(/{PART})?|(rejects|top|groups)\.(parquet|csv)|summary\.json"
     r"|heatmaps(/[\w.-]*-[0-9a-f]{16}-\d+\.png)?|dicom(/[\w.-]*-[0-9a-f]{16}-\d+\.dcm)?"
+    r"|maps(/[\w.-]*-[0-9a-f]{16}-\d+\.(npy|tiff|nii\.gz))?"
 )
 """Pattern of the names of a result's files; those of heatmaps contain a digest."""
 FILE = "file"
@@ -221,7 +223,7 @@ def holds_results(folder: str) -> bool:
     >>> holds_results("heatmaps"), holds_results("day=1"), holds_results("notes")
     (True, True, False)
     """
-    return folder in (HEATMAPS, DICOM) or "=" in folder
+    return folder in (HEATMAPS, DICOM, MAPS) or "=" in folder
 
 
 def _sync(path: Path) -> None:

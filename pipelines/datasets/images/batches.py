@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
+from anomaly_vae.errors import DataError
 from anomaly_vae.images.decoding import read_bytes, read_file
 from anomaly_vae.images.encoding import IMAGE
 from anomaly_vae.images.pixels import DecodedImage, DecodeFailure
-from anomaly_vae.images.schema import ImageBatch, ImageSchema, Seen, image_batch
+from anomaly_vae.images.schema import Grid, ImageBatch, ImageSchema, Seen, image_batch
 from pipelines import console
 from pipelines.datasets.images.files import ImageFile
 from pipelines.datasets.reading.objects import ObjectPath, ahead, refuse_outage
@@ -35,6 +37,12 @@ class Batch:
     frames: tuple[int | None, ...]
     """Frame of each image in its file, from 0; None for a file that cannot be read at all."""
     images: ImageBatch
+    series: tuple[str, ...] = ()
+    """UID of the DICOM series of each image; empty for other images."""
+    positions: tuple[float | None, ...] = ()
+    """Position of each image across its plane, in mm; None if its file states none."""
+    grids: tuple[Grid | None, ...] = ()
+    """Size of each image and of its pixels; None for one that cannot be used."""
 
 
 def read_images(files: Sequence[ImageFile], schema: ImageSchema) -> Iterator[Batch]:
@@ -45,12 +53,18 @@ def read_images(files: Sequence[ImageFile], schema: ImageSchema) -> Iterator[Bat
     """
     numbers: list[int] = []
     frames: list[int | None] = []
+    series: list[str] = []
+    positions: list[float | None] = []
+    grids: list[Grid | None] = []
 
     def take_batch() -> Iterator[DecodedImage | DecodeFailure]:
         """Yield the images of one batch, each released before the next is decoded."""
         for number, image in itertools.islice(images, BATCH_SIZE):
             numbers.append(number)
             frames.append(image.frame)
+            series.append("" if isinstance(image, DecodeFailure) else image.series)
+            positions.append(None if isinstance(image, DecodeFailure) else image.position)
+            grids.append(_grid(schema, image))
             yield image
 
     images = (
@@ -59,9 +73,27 @@ def read_images(files: Sequence[ImageFile], schema: ImageSchema) -> Iterator[Bat
         for image in _read(file, content, schema)
     )
     while len(batch := schema.from_images(take_batch())):
-        yield Batch(tuple(numbers), tuple(frames), batch)
-        numbers.clear()
-        frames.clear()
+        yield Batch(
+            tuple(numbers), tuple(frames), batch, tuple(series), tuple(positions), tuple(grids)
+        )
+        for collected in (numbers, frames, series, positions, grids):
+            collected.clear()
+
+
+def _grid(schema: ImageSchema, image: DecodedImage | DecodeFailure) -> Grid | None:
+    with suppress(DataError):
+        return None if isinstance(image, DecodeFailure) else schema.grid(image)
+    return None
+
+
+def content_of(file: ImageFile, schema: ImageSchema) -> bytes:
+    """Return the content of a file, which may be in an object store.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    with file.path.open("rb") as stream:
+        return bytes(stream.read(schema.options.max_bytes + 1))
 
 
 def _read(
@@ -112,6 +144,9 @@ def read_all(files: Sequence[ImageFile], schema: ImageSchema) -> Batch:
         tuple(number for batch in batches for number in batch.files),
         tuple(frame for batch in batches for frame in batch.frames),
         concatenate([batch.images for batch in batches]),
+        tuple(uid for batch in batches for uid in batch.series),
+        tuple(place for batch in batches for place in batch.positions),
+        tuple(grid for batch in batches for grid in batch.grids),
     )
 
 

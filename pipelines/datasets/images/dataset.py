@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from pipelines.datasets.dataset import (
 )
 from pipelines.datasets.images.batches import Batch, read_all
 from pipelines.datasets.images.files import FRAME, LABEL, PATH, SPLIT, ImageFile, Reasons
+from pipelines.datasets.images.groups import SERIES, VOLUME, image_groups
 from pipelines.datasets.images.layouts import TEST as TEST_FOLDER
 from pipelines.datasets.images.layouts import TRAIN as TRAIN_FOLDER
 from pipelines.datasets.images.listing import find_images, images_and_others
@@ -46,6 +47,8 @@ class ImageDataset(Dataset):
     """N images, their labels and groups, and their split."""
 
     schema: ImageSchema
+    image_groups: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
+    """Groups (N,) of the images as codes by kind, see `images.groups`."""
 
     TWINS = "have a near-twin among those that train or calibrate, which flatters the figures"
 
@@ -147,6 +150,7 @@ def load_images(data: ImageData) -> ImageDataset:
         group=GROUP if rows.group is not None else None,
         files=tuple(files[number].path for number in read.files),
         left_out=dict(found.others.counts),
+        image_groups=image_groups(files, read, group),
     )
 
 
@@ -199,7 +203,8 @@ def build_index(
 ) -> pa.Table:
     """Return a table of the images: path, frame, label, group and other columns of manifests.
 
-    Images without a group are grouped by file, if any file has several frames.
+    Images without a group are grouped by file, if any file has several frames, or by DICOM series,
+    if any series has several images.
     """
     numbers = read.files
 
@@ -213,8 +218,9 @@ def build_index(
     if label:
         columns[LABEL] = pa.array(attribute(label), pa.string())
     groups: list[str | None] = attribute(group) if group else [None] * len(numbers)
-    if len(set(numbers)) < len(numbers):
-        groups = [name or f"file {n}" for name, n in zip(groups, numbers, strict=True)]
+    series = [uid or f"file {n}" for uid, n in zip(read.series, numbers, strict=True)]
+    if len(set(series)) < len(series):
+        groups = [name or own for name, own in zip(groups, series, strict=True)]
     if any(groups):
         columns[GROUP] = pa.array(groups, pa.string())
     for name in dict.fromkeys(name for file in files for name in file.attributes):
@@ -230,8 +236,8 @@ def _find_column(files: Sequence[ImageFile], name: str | None, default: str) -> 
         DataError: No manifest has the column ``name``.
     """
     known = set().union(*(file.attributes for file in files))
-    if not known:  # there is no manifest
-        return None
+    if not known or (default == GROUP and name in {SERIES, VOLUME} - known):
+        return None  # there is no manifest, or files state their groups
     if name is not None and name not in known:
         found = listed(sorted(known))
         raise DataError(f"no manifest has the column '{name}'; found {found}", column=name)

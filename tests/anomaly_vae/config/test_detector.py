@@ -85,6 +85,13 @@ def test_images_have_their_own_defaults_and_sections() -> None:
     assert validate_config(config.model_dump()) == config
 
 
+def test_tiles_are_recorded_only_where_there_are_tiles() -> None:
+    assert not {"tiles", "tile_overlap"} & set(validate_config(SCANS).recorded()["data"])
+    tiled = validate_config(merged(SCANS, {"data": {"size": 1024, "tiles": 128}}))
+    assert tiled.recorded()["data"]["tiles"] == 128
+    assert tiled.recorded()["data"]["tile_overlap"] == 0.25
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -92,6 +99,10 @@ def test_images_have_their_own_defaults_and_sections() -> None:
         ({"data": {"time": "t"}}, "unknown key data.time"),
         ({"data": {"sise": 3}}, "unknown key data.sise, did you mean size"),
         ({"data": {"size": 8}}, "data.size: expected at least 16"),
+        ({"data": {"size": 1024}}, "size 1024 is above 512; set tiles, such as tiles: 128"),
+        ({"data": {"tiles": 64}}, "tiles 64 must be smaller than size 64"),
+        ({"data": {"spacing": 0}}, "expected auto, ignore or a distance above 0 in mm, got 0"),
+        ({"data": {"spacing": 1, "fit": "crop"}}, "set fit: pad or spacing: auto"),
         ({"data": {"channels": 2}}, "data.channels: expected 1 or 3"),
         ({"data": {"splits": {"gap_days": 3}}}, "images have no time column"),
         ({"data": {"splits": SPLITS}}, "images have no time column"),

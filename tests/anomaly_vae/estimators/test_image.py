@@ -27,6 +27,7 @@ from anomaly_vae.errors import (
 from anomaly_vae.estimators.image import CONFIG_KEYS, ImageVAEDetector
 from anomaly_vae.estimators.image_inputs import decoded_image
 from anomaly_vae.estimators.tabular import TabularVAEDetector
+from anomaly_vae.generation.latent_space import latent_means
 from anomaly_vae.images.pixels import MAX_PIXEL
 from pipelines.datasets.images.dataset import ImageDataset
 from tests.support import excused
@@ -570,3 +571,26 @@ def test_an_estimator_fits_and_records_images_that_are_not_square(tmp_path: Path
 def test_a_model_that_records_no_geometry_still_crops(fixtures: Path) -> None:
     arguments = ImageVAEDetector.load(fixtures / "format-2" / "image").get_params()
     assert (arguments["fit_mode"], arguments["spacing"]) == ("crop", "ignore")
+
+
+def test_tiles_of_a_large_image_give_one_score_one_map_and_no_blind_border(tmp_path: Path) -> None:
+    X = blobs(40, size=40)
+    marked = X.copy()
+    marked[:, 36:, 36:] = 255 * (np.indices((4, 4)).sum(0) % 2)  # in the last tile alone
+    detector = tiny(size=40, tiles=16, network="dense", likelihood="gaussian").fit(X)
+    rise = detector.heatmap(marked) - detector.heatmap(X)
+    assert rise.shape == (40, 40, 40)
+    where = np.array([np.unravel_index(one.argmax(), one.shape) for one in rise])
+    assert (where >= 28).all()
+    for found, score in zip(detector.explain(X), detector.anomaly_score(X), strict=True):
+        assert sum(one.nats for one in found.regions) + found.rest + found.kl == pytest.approx(
+            score
+        )
+    assert detector.reconstruct(X[:2]).shape == (2, 40, 40)
+    assert detector.transform(X[:2]).shape == (2, 2)
+    assert detector.sample(2).shape == (2, 16, 16)
+    loaded = ImageVAEDetector.load(detector.save(tmp_path / "model"))
+    assert (loaded.tiles, loaded.tile_overlap) == (16, 0.25)
+    np.testing.assert_array_equal(loaded.anomaly_score(marked), detector.anomaly_score(marked))
+    with pytest.raises(BundleError, match="tiles of 16 × 16 pixels"):
+        latent_means(loaded.bundle_, loaded._batch(X[:2]))

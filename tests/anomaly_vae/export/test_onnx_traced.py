@@ -29,7 +29,7 @@ from anomaly_vae.export.onnx_traced import (
     shared_graph,
     trace_graph,
 )
-from anomaly_vae.images.encoding import ImageLayout
+from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.models.builder import build
 from anomaly_vae.scoring.scorer import OUTPUTS, open_session
 from anomaly_vae.training.fit import Fitted, Prepared
@@ -42,7 +42,7 @@ from anomaly_vae.models.builder import build
 from anomaly_vae.config.model import ImageModelConfig
 from anomaly_vae.config.scoring import ImageScoreConfig
 from anomaly_vae.export.image_scores import ImageScore
-from anomaly_vae.images.encoding import ImageLayout
+from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.export.onnx_traced import image_tensors, trace_graph
 layout = ImageLayout(1, 16)
 model = build(ImageModelConfig(network="dense", latent_dim=2, hidden_dim=4), layout)
@@ -153,7 +153,8 @@ def small_score(seed: int = 0, **model: Any) -> tuple[ImageScore, ImageModelConf
 
 
 def shared(score: ImageScore, config: ImageModelConfig) -> bytes:
-    return shared_graph(score, save_tensors(image_tensors(score)), config)
+    encoding = ImageEncoding(ImageLayout(1, 16), "unit")
+    return shared_graph(score, encoding, save_tensors(image_tensors(score)), config)
 
 
 def test_fits_of_one_configuration_share_the_graph_that_each_would_trace(

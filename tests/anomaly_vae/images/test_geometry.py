@@ -130,3 +130,77 @@ def test_models_that_state_no_geometry_crop() -> None:
     assert set(original.to_json()) == {"size", "channels", "reading"}
     for schema in (original, ImageSchema(16, 1, fit="pad", spacing="auto")):
         assert ImageSchema.from_json(schema.to_json()) == schema
+
+
+# ---------------------------------------------------------------- spacing in mm
+
+
+def spaced(height: int, width: int, spacing: tuple[float, float] | None, in_mm: bool = True):
+    pixels = np.full((height, width), MAX_PIXEL, np.uint16)
+    pixels[0, 0] = 0
+    return DecodedImage(pixels, 0, spacing=spacing, in_mm=in_mm)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "extent_in_mm"),
+    [
+        ((20, 10), (1.0, 1.0), (20, 10)),
+        ((20, 10), (0.5, 2.0), (10, 20)),
+        ((4, 4), (5, 5), (20, 20)),
+    ],
+)
+def test_images_of_the_same_extent_have_the_same_size_in_the_square(
+    shape: tuple[int, int], spacing: tuple[float, float], extent_in_mm: tuple[int, int]
+) -> None:
+    schema = ImageSchema(32, 1, fit="pad", spacing=1.0)
+    image = spaced(*shape, tuple(map(float, spacing)))
+    aspect, scale = schema._pixel(image)
+    assert Geometry(32, "pad", 1.0).content(*shape, aspect, scale) == extent_in_mm
+    assert schema.from_images([image]).seen.reduced == 0
+    heat = np.zeros((32, 32), np.float32)
+    assert schema.to_source(heat, image).shape == shape
+
+
+def test_an_image_that_is_too_large_for_the_spacing_is_reduced_and_counted() -> None:
+    schema = ImageSchema(16, 1, fit="pad", spacing=1.0)
+    batch = schema.from_images([spaced(20, 10, (1.0, 1.0)), spaced(10, 10, (1.0, 1.0))])
+    assert (batch.seen.reduced, batch.problems) == (1, ())
+
+
+@pytest.mark.parametrize("image", [spaced(9, 9, None), spaced(9, 9, (2.0, 1.0), in_mm=False)])
+def test_an_image_without_a_distance_in_mm_is_refused_where_one_is_needed(
+    image: DecodedImage,
+) -> None:
+    (problem,) = ImageSchema(16, 1, fit="pad", spacing=1.5).from_images([image]).problems
+    assert "no distance between pixels in mm, which data.spacing 1.5 needs" in problem.reason
+    assert not ImageSchema(16, 1, fit="pad", spacing="auto").from_images([image]).problems
+
+
+def test_a_spacing_in_mm_survives_the_manifest() -> None:
+    schema = ImageSchema(16, 1, fit="pad", spacing=1.5)
+    assert ImageSchema.from_json(schema.to_json()) == schema
+
+
+# ---------------------------------------------------------------- boxes
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    ends=st.tuples(*[st.integers(0, 31)] * 4),
+)
+def test_a_box_in_the_image_covers_the_pixels_of_a_map_that_are_hot(
+    fit: Fit, height: int, width: int, ends: tuple[int, int, int, int]
+) -> None:
+    x0, x1, y0, y1 = (*sorted(ends[:2]), *sorted(ends[2:]))
+    geometry, heat = Geometry(32, fit), np.zeros((32, 32), np.float32)
+    heat[y0 : y1 + 1, x0 : x1 + 1] = 1
+    found = geometry.box_to_source((x0, y0, x1 + 1, y1 + 1), height, width)
+    left, top, right, bottom = found
+    assert 0 <= left <= right <= width
+    assert 0 <= top <= bottom <= height
+    hot = geometry.to_source(heat, height, width) > 0.75
+    outside = hot.copy()
+    outside[top:bottom, left:right] = False
+    assert not outside.any()

@@ -42,3 +42,10 @@ def test_shapes_are_noted_with_what_becomes_of_them(fit: Fit, said: str) -> None
 def test_windows_that_hide_everything_are_noted() -> None:
     (note,) = notes(ImageSchema(16, 1), saturated=2)
     assert "nearly all pixels of 2 images black or white" in note
+
+
+def test_images_that_are_too_large_for_the_wanted_spacing_are_noted() -> None:
+    schema = ImageSchema(16, 1, fit="pad", spacing=2.5)
+    (note,) = notes(schema, reduced=1)
+    assert note.startswith("1 of 4 images are wider or higher than 40 mm and reduced")
+    assert notes(schema) == ()

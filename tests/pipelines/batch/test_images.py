@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import dcmread
@@ -24,13 +26,22 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.files import locked
+from anomaly_vae.images.pixels import DecodedImage
 from anomaly_vae.images.schema import ImageSchema
-from pipelines.batch import ExplainedRows, Format
+from pipelines.batch import ExplainedRows, Format, MapFormat
 from pipelines.batch import images as score_images_module
 from pipelines.batch.common import NO_HEATMAPS, UNREADABLE, HeatmapOptions
 from pipelines.batch.images import REFUSED, file_stem, score_images
 from pipelines.batch.options import OutputOptions
-from pipelines.batch.result.folder import DICOM, HEATMAPS, REJECTS, RESULT_FILE, RUN, SUMMARY
+from pipelines.batch.result.folder import (
+    DICOM,
+    HEATMAPS,
+    MAPS,
+    REJECTS,
+    RESULT_FILE,
+    RUN,
+    SUMMARY,
+)
 from pipelines.batch.run import RunOptions
 from pipelines.datasets.images.batches import BATCH_SIZE, Batch, read_images
 from pipelines.datasets.images.dataset import ImageDataset
@@ -691,3 +702,59 @@ def test_images_have_no_days_and_no_columns_without_a_manifest(
         score_images(every, [str(scans)], out, outputs=OutputOptions(top=2, per_day=True))
     with pytest.raises(DataError, match="--by: no column 'patient' in the input, found nothing"):
         score_images(every, [str(scans)], out, outputs=OutputOptions(top=2, by="patient"))
+
+
+# ---------------------------------------------------------------- maps in the pixels of files
+
+
+@pytest.mark.parametrize("kind", ["npy", "tiff", "nifti"])
+def test_maps_have_the_size_of_their_images(
+    every: LoadedModel, tmp_path: Path, out: Path, kind: str
+) -> None:
+    wide = np.concatenate([blobs(2), blobs(2, seed=1)], 2)
+    folder = write(tmp_path / "in", wide)
+    voxels = np.moveaxis(blobs(5), 0, -1).astype(np.int16)
+    volume = nibabel.Nifti1Image(voxels, np.diag([1.0, 1.0, 2.0, 1.0]))
+    volume.to_filename(folder / "v.nii.gz")
+    summary = score_images(every, [str(folder)], out, heatmaps=HeatmapOptions(maps=MapFormat(kind)))
+    assert adds_up(out)["maps"] == summary["maps"] == (3 if kind == "nifti" else 7)
+    names = pictures(out, MAPS)
+    assert len(names) == summary["maps"]
+    if kind == "nifti":
+        found = [nibabel.load(out / MAPS / name) for name in names]
+        assert sorted(one.shape for one in found) == [(24, 24, 5), (48, 24, 1), (48, 24, 1)]
+        (of_volume,) = (one for one in found if one.shape[2] == 5)
+        np.testing.assert_allclose(of_volume.affine, volume.affine)
+        assert np.isfinite(of_volume.get_fdata()).all()
+    else:
+        load = np.load if kind == "npy" else tifffile.imread
+        shapes = sorted(load(out / MAPS / name).shape for name in names)
+        assert shapes == [(24, 24)] * 5 + [(24, 48)] * 2
+
+
+def test_a_map_is_that_of_the_estimator(every: LoadedModel, scans: Path, out: Path) -> None:
+    score_images(every, [str(scans)], out, heatmaps=HeatmapOptions(maps=MapFormat.NPY))
+    batch = every.bundle.scorer.schema.from_images([DecodedImage(blobs(6)[3] * np.uint16(257), 0)])
+    heat = every.bundle.scorer.explain(batch).nats.reshape(SIZE, SIZE)
+    (name,) = (name for name in pictures(out, MAPS) if name.startswith("3-"))
+    np.testing.assert_allclose(np.load(out / MAPS / name), heat, rtol=1e-5)
+
+
+def test_regions_are_also_in_the_pixels_of_the_file(
+    every: LoadedModel, tmp_path: Path, out: Path
+) -> None:
+    large = patched(blobs(4)).repeat(3, 1).repeat(3, 2)
+    score_images(every, [str(write(tmp_path / "in", large))], out, explain="all")
+    found = [region for row in parts(out)["regions"].to_pylist() for region in row]
+    assert found
+    assert all([3 * end for end in one["box"]] == one["source_box"] for one in found)
+
+
+def test_maps_of_a_score_that_does_not_localise_come_with_a_warning(
+    every: LoadedModel, scans: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = {"images": 20, "auroc": 0.5, "auroc_low": 0.4, "average_precision": 0.1}
+    manifest = {**every.bundle.manifest, "localization": figures | {"base_rate": 0.1}}
+    model = replace(every, bundle=replace(every.bundle, manifest=manifest))
+    score_images(model, [str(scans)], out, heatmaps=HeatmapOptions(maps=MapFormat.NPY))
+    assert "this score does not localise" in " ".join(capsys.readouterr().err.split())

@@ -864,6 +864,7 @@ def test_the_height_and_width_of_pixels_are_read(elements, expected):
     [image] = read_bytes(written(made(**elements)), OPTIONS)
     assert isinstance(image, DecodedImage)
     assert image.spacing == expected
+    assert image.in_mm == ("PixelAspectRatio" not in elements)
 
 
 def test_a_spacing_that_is_no_number_is_none_and_refuses_nothing():
@@ -884,3 +885,35 @@ def test_frames_have_spacings_of_their_own():
     dataset = made(np.stack([STORED, STORED]), PerFrameFunctionalGroupsSequence=frames)
     images = list(read_bytes(written(dataset), OPTIONS))
     assert [image.spacing for image in images] == [(2, 1), (3, 1)]
+
+
+# ---------------------------------------------------------------- series and place
+
+
+def test_a_file_states_its_series_and_the_position_of_its_plane():
+    [image] = read_bytes(
+        written(
+            made(
+                SeriesInstanceUID="1.2.3",
+                ImagePositionPatient=[1, 2, 3],
+                ImageOrientationPatient=[0, 1, 0, 0, 0, 1],
+            )
+        ),
+        OPTIONS,
+    )
+    assert (image.series, image.position) == ("1.2.3", 1)  # x, across the plane of y and z
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")  # pydicom warns where it is made
+@pytest.mark.parametrize(
+    ("elements", "series", "position"),
+    [
+        ({}, "", None),
+        ({"SliceLocation": "-7.5"}, "", -7.5),
+        ({"SeriesInstanceUID": "Doe^John"}, "", None),
+        ({"ImagePositionPatient": [1, 2], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}, "", None),
+    ],
+)
+def test_a_series_or_position_that_is_not_stated_well_is_none(elements, series, position):
+    [image] = read_bytes(written(made(**elements)), OPTIONS)
+    assert (image.series, image.position) == (series, position)

@@ -320,3 +320,16 @@ def test_a_volume_without_distances_has_no_spacing() -> None:
     image = next(read_bytes(bytes(content), OPTIONS))
     assert isinstance(image, DecodedImage)
     assert image.spacing is None
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "SAR", "AIL"])
+def test_slices_state_their_positions_however_the_voxels_are_stored(axis: int, axes: str) -> None:
+    affine = np.diag([2.0, 3.0, 4.0, 1.0])
+    affine[:3, 3] = (10, -20, 30)
+    volume = nib.Nifti1Image(VOXELS, affine)
+    turned = volume.as_reoriented(ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(axes)))
+    images = list(read_bytes(turned.to_bytes(), DecodeOptions(axis=axis)))
+    first, step = affine[axis, 3], affine[axis, axis]
+    expected = first + step * np.arange(VOXELS.shape[axis])
+    assert [image.position for image in images] == pytest.approx(expected)
