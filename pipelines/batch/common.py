@@ -76,7 +76,7 @@ NO_HEATMAPS = HeatmapOptions()
 
 @dataclass(frozen=True)
 class ImageRows:
-    """What the result rows of N images have in addition to those of tables."""
+    """Columns and boxes that the result rows of N images have, and those of tables do not."""
 
     columns: Mapping[str, pa.Array]
     """Further columns (N,)."""

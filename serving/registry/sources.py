@@ -206,7 +206,7 @@ def lacks_version(file: Path, version: BundleRef) -> bool:
     try:
         with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database:
             values = (version.name, version.version, DIGEST_TAG, version.digest)
-            return database.execute(COUNT_VERSIONS, values).fetchone() == (0,)
+            return bool(database.execute(COUNT_VERSIONS, values).fetchone() == (0,))
     except sqlite3.Error:
         return False
 
