@@ -37,7 +37,7 @@ test test-slow test-ray test-schedule test-spark: export OMP_NUM_THREADS = 1
 test test-slow test-ray test-schedule test-spark: export PYTHONDONTWRITEBYTECODE =
 
 test: setup ## run every test and doctest that is not marked slow or ray
-	$(BIN)/pytest -n 2 --dist loadscope
+	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-slow: setup ## run the tests marked slow: statistical proofs, whole systems, long runs
 	$(BIN)/pytest -m slow --timeout 1800

@@ -28,6 +28,11 @@ settings.register_profile("exploring", deadline=None, max_examples=300)
 settings.load_profile("repeatable")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of the whole system first: one of them last would keep a single worker busy."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
 @pytest.fixture(autouse=True)
 def no_known_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget the passwords of other tests, which would be masked in any text."""

@@ -120,8 +120,8 @@ def metric_change(
     if not anomaly.any() or anomaly.all():
         return None
     old, new = (getattr(Ranking(scores, anomaly), metric) for scores in (champion, challenger))
-    difference = {"gain": lambda counts: new(counts) - old(counts)}
-    ends = intervals(difference, draws(anomaly, unit=unit), confidence)["gain"]
+    changes = {"change": lambda counts: new(counts) - old(counts)}
+    ends = intervals(changes, draws(anomaly, unit=unit), confidence)["change"]
     assert ends, "each draw has rows of both kinds"
     return Change(float(old()), float(new()), *ends)
 

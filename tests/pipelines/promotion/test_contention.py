@@ -187,6 +187,7 @@ def test_kill_9_leaves_the_old_champion_and_the_next_command_finishes(
     assert rollback(stocked, "fraud")["version"] == "1"
 
 
+@pytest.mark.slow
 def test_a_crowd_leaves_one_line_of_champions(stocked: Registry, before: int) -> None:
     """Each was promoted over the one before it, and the alias is where the history ends."""
     crowd = [start(CROWD, str(number)) for number in range(2)]
