@@ -17,6 +17,7 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config import validate_config
 from anomaly_vae.config.data import CsvConfig, TabularData
 from anomaly_vae.config.windows import EntityWindows
+from anomaly_vae.errors import ConfigError
 from anomaly_vae.features.events import EventReader
 from anomaly_vae.types import ColumnType
 
@@ -26,6 +27,8 @@ UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError)
 """Errors raised for files that cannot be read."""
 Select = Callable[[Sequence[str]], Sequence[str]]
 """Function that selects the needed columns from those of a file."""
+CSV_OPTION = "--csv"
+"""Option that replaces keys of ``data.csv``."""
 ENCODING_REMEDY = (
     "name its encoding in data.csv.encoding (score: --csv encoding=latin-1), or save {} as UTF-8"
 )
@@ -110,7 +113,7 @@ class Reading:
         if events := EventReader.of_config(data):
             text |= _names_of_windows(events.definition.windows, numbers)
             numbers |= set(events.definition.numbers)
-        form = _csv_config({**data.get("csv", {}), **csv})
+        form = _csv_config(data.get("csv", {}), csv)
         return cls(form, data.get("id"), frozenset(text), numbers if score else None)
 
     def may_be_number(self, column: str) -> bool:
@@ -162,9 +165,14 @@ def _names_of_windows(
     return frozenset(names - {name for key, name in columns if key == "of"} - {*features})
 
 
-def _csv_config(content: Mapping[str, Any]) -> CsvConfig:
-    config = {"name": "x", "data": {"path": "", "csv": content}}
-    data = validate_config(config).data
+def _csv_config(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> CsvConfig:
+    """Return the form of CSV files; faults name the option `CSV_OPTION`, which gave them."""
+    config = {"name": "x", "data": {"path": "", "csv": {**recorded, **given}}}
+    try:
+        data = validate_config(config).data
+    except ConfigError as error:
+        text = str(error).replace("data.csv.", f"{CSV_OPTION} ")
+        raise ConfigError(text, key=error.key) from None
     return data.csv if isinstance(data, TabularData) else CsvConfig()
 
 

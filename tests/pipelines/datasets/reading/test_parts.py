@@ -52,10 +52,17 @@ def test_for_scoring_only_the_numbers_of_the_model_are(world: World) -> None:
 def test_options_are_checked_like_the_configuration(world: World) -> None:
     form = Reading.of_model(world.source.bundle, {"separator": ";", "decimal": ","}).csv
     assert (form.separator, form.decimal) == (";", ",")
-    with pytest.raises(
-        ConfigError, match=r"unknown key data\.csv\.seperator, did you mean separator"
-    ):
+    with pytest.raises(ConfigError, match=r"unknown key --csv seperator, did you mean separator"):
         Reading.of_model(world.source.bundle, {"seperator": ";"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("separator", "ab"), ("decimal", "x"), ("encoding", "nope"), ("hat", "1")]
+)
+def test_a_fault_of_an_option_names_the_option(world: World, key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"--csv {key}") as caught:
+        Reading.of_model(world.source.bundle, {key: value})
+    assert "data.csv" not in str(caught.value)
 
 
 def test_reasons_are_one_short_line() -> None:
