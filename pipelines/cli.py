@@ -462,6 +462,9 @@ def score(
         )
     if top is None and (per or by):
         raise typer.BadParameter(f"--{'per' if per else 'by'} is for --top N; add it")
+    if ray_address is not None and (engine != Engine.RAY or not ray_address):
+        missing = "is for --engine ray; add it" if ray_address else "is empty; give HOST:PORT"
+        raise typer.BadParameter(f"--ray-address {missing}")
     from pipelines.batch.common import HeatmapOptions, flags_in_words
     from pipelines.batch.options import OutputOptions
     from pipelines.batch.run import RunOptions, open_recorded

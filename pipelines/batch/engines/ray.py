@@ -123,20 +123,19 @@ def _connected(address: str | None, workers: int | None) -> Iterator[Any]:
         yield ray
         return
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
-    failures = (OSError, RuntimeError, ValueError, ray.exceptions.RayError)
     if address in (None, "local"):
         own = {"num_cpus": workers or cores(), "object_store_memory": OBJECT_STORE_BYTES}
         try:
             with _without_log_level():
                 ray.init(address="local", include_dashboard=False, **own, **quiet)
-        except failures as error:
+        except Exception as error:  # noqa: BLE001  # Ray raises it bare if a process does not start
             raise _not_started(_first_line(error)) from None
     else:
         check_address(address)
         try:
             with _without_log_level():
                 ray.init(address=address, **quiet)
-        except failures as error:
+        except Exception as error:  # noqa: BLE001  # Ray raises it bare if a process does not start
             raise _unreachable(address, _first_line(error)) from None
     try:
         yield ray

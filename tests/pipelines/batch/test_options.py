@@ -441,5 +441,8 @@ def test_the_command_takes_the_options(
     )  # fmt: skip
     assert (answer.code, answer.json["rows"], answer.json["limited"]) == (0, 500, True)
     assert answer.json["top"]["files"] == ["top.parquet", "top.csv"]
-    for wrong in (["--per", "day"], ["--by", CARD], ["--top", 0], ["--columns-out", "a,,b"]):
+    for wrong in (
+        ["--per", "day"], ["--by", CARD], ["--top", 0], ["--columns-out", "a,,b"],
+        ["--ray-address", "h:6379"], ["--engine", "ray", "--ray-address", ""],
+    ):  # fmt: skip
         assert command(*base, *wrong).code == 2
