@@ -194,20 +194,23 @@ class WindowInputs:
         return Vocabulary(self.positive, frozenset().union(*self.normal.values()))
 
     def unknown_labels(self, batch: RawBatch) -> Iterator[RowProblem]:
-        """Yield the first label without a meaning in each label column whose values are recorded.
+        """Yield the labels without a meaning in each label column whose values are recorded.
 
         Args:
             batch: rows that were read with `event_schema`.
         """
         for column in self.normal.keys() & batch.values.keys():
-            labels = as_levels(batch.values[column]).without_markers()
-            vocabulary = Vocabulary(self.positive, self.normal[column])
-            codes = [vocabulary.code(name) if name else NORMAL for name in labels.names]
-            unknown = {level for level, code in enumerate(codes) if code is None}
-            for row, level in enumerate(labels.codes.tolist()):
-                if level in unknown:
-                    reason = vocabulary.explain_unknown(labels.names[level])
-                    yield RowProblem(row, column, reason)
+            yield from self.unknown_in(column, as_levels(batch.values[column]))
+
+    def unknown_in(self, column: str, levels: Levels) -> Iterator[RowProblem]:
+        """Yield the labels (N,) without a meaning in one of the columns of `normal`."""
+        labels = levels.without_markers()
+        vocabulary = Vocabulary(self.positive, self.normal[column])
+        codes = [vocabulary.code(name) if name else NORMAL for name in labels.names]
+        unknown = {level for level, code in enumerate(codes) if code is None}
+        for row, level in enumerate(labels.codes.tolist()):
+            if level in unknown:
+                yield RowProblem(row, column, vocabulary.explain_unknown(labels.names[level]))
 
 
 def _time_format(manifest: Mapping[str, Any], data: Mapping[str, Any]) -> str | None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config.data import Feature, TabularData
-from anomaly_vae.data.arrow import normalise_array, numbers_from_arrow
+from anomaly_vae.data.arrow import levels_from_arrow, normalise_array, numbers_from_arrow
 from anomaly_vae.data.schema import RawBatch, RowProblem, TabularSchema
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.features.definition import MICROSECONDS, WindowDefinition
@@ -244,6 +244,31 @@ def _expected(schema: TabularSchema, reader: EventReader) -> tuple[str, ...]:
 # ---------------------------------------------------------------- history
 
 
+class _UnknownLabels:
+    """Labels of events that mean neither an anomaly nor normal, and count as no label."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._inputs = cast("WindowInputs", WindowInputs.from_manifest(bundle.manifest))
+        self._count, self._first = 0, ""
+
+    def look(self, part: Chunk) -> None:
+        """Look for such labels in the rows of a file."""
+        for problem in self._problems(part.table):
+            place = f"'{part.path}', column '{problem.column}', row {part.rows[problem.row]}"
+            self._first = self._first or f"{place}: {problem.reason}"
+            self._count += 1
+
+    def _problems(self, table: pa.Table) -> Iterator[RowProblem]:
+        for name in self._inputs.normal.keys() & set(table.schema.names):
+            levels = levels_from_arrow(table.column(name))[0]
+            yield from self._inputs.unknown_in(name, levels)
+
+    def warnings(self) -> Iterator[str]:
+        """Yield how many there are, if any."""
+        if self._count:
+            yield f"{self._count:,} labels count as no label, the first: {self._first}"
+
+
 class _History:
     """Rows that feed windows and are not scored."""
 
@@ -260,6 +285,7 @@ class _History:
         found = find_files(paths) if paths else []
         known = {path.resolve() for path in inputs}
         self._files = [path for path in found if path.resolve() not in known]
+        self._labels = _UnknownLabels(bundle)
         heads = heads_by_file(self._files, self._reading)
         self._columns = {name for head in heads.values() for name in head.schema.names}
         self._problems: list[str] = []
@@ -279,6 +305,7 @@ class _History:
                 )
             events = self._reader.read(part.table)
             windows.add_history(events)
+            self._labels.look(part)
             self._wrong += int((~events.usable).sum())
             self._problems += [
                 f"'{part.path}', column '{p.column}', row {part.rows[p.row]}: {p.reason}"
@@ -303,6 +330,7 @@ class _History:
                 yield f"there is no column '{label}': no past event counts as a known anomaly"
         if self._wrong:
             yield f"{self._wrong:,} history rows are left out, the first: {self._problems[0]}"
+        yield from self._labels.warnings()
 
     def _short(self, windows: OfflineWindows) -> Iterator[str]:
         past, rows = windows.span(history=True), windows.span(history=False)
@@ -444,11 +472,13 @@ def open_windows(
         past = stored or _History(reader, bundle, history, csv, files)
         if not stored:
             past.add_to(windows)
-        starts = _add_files(windows, reader, files, Reading.of_model(bundle, csv, score=True))
+        labels = _UnknownLabels(bundle)
+        reading = Reading.of_model(bundle, csv, score=True)
+        starts = _add_files(windows, reader, files, reading, labels)
         if stored:  # it is asked for the entities of the files
             past.add_to(windows)
         names = {name for head in inputs.values() for name in head.schema.names}
-        warnings = tuple(past.warnings(windows, names))
+        warnings = (*past.warnings(windows, names), *labels.warnings())
         for warning in warnings:
             console.info(f"Warning: {warning}")
         summary = stored.summary if stored else None
@@ -456,9 +486,13 @@ def open_windows(
 
 
 def _add_files(
-    windows: OfflineWindows, reader: EventReader, files: Sequence[Path], reading: Reading
+    windows: OfflineWindows,
+    reader: EventReader,
+    files: Sequence[Path],
+    reading: Reading,
+    labels: _UnknownLabels,
 ) -> dict[Path, int]:
-    """Add the rows of files; return the number of the first row of each."""
+    """Add the rows of files, and look at their labels; return the number of each's first row."""
     starts: dict[Path, int] = {}
     end = 0
     for part in read_chunks(files, select=lambda n: _selected(reader, n), reading=reading):
@@ -469,6 +503,7 @@ def _add_files(
         end = max(end, start + int(part.rows[-1]) + 1)
         try:
             windows.add(reader.read(part.table), start + part.rows)
+            labels.look(part)
         except DataError as error:
             if error.column is None:  # not the column's fault, which rejects the rows later
                 raise

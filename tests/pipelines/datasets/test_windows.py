@@ -278,6 +278,18 @@ def test_history_without_labels_is_said(bundle: Bundle, tmp_path: Path) -> None:
     ]
 
 
+def test_labels_without_a_meaning_are_said(bundle: Bundle, tmp_path: Path) -> None:
+    """They would silently count as no label, so that windows see fewer known anomalies."""
+    words = pa.array(["fraudulent", *["0"] * (len(PAST) - 3), "soon", None])
+    past = write(tmp_path, "past.parquet", PAST.set_column(5, "fraud", words))
+    night = write(tmp_path, "night.parquet", LATEST.set_column(5, "fraud", [["?"] * NIGHT]))
+    _, _, summary = score(bundle, tmp_path / "out", [night], [past])
+    of_past, of_night = summary["warnings"]
+    assert "2 labels count as no label, the first: " in of_past
+    assert "past.parquet', column 'fraud', row 0: 'fraudulent' " in of_past
+    assert f"{NIGHT:,} labels count as no label, the first: " in of_night
+
+
 def test_rows_in_any_order_and_several_files_keep_order_and_score(
     bundle: Bundle, tmp_path: Path
 ) -> None:
