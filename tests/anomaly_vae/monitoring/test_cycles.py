@@ -14,6 +14,7 @@ from anomaly_vae.monitoring.cycles import (
     fit_cycle,
     week_cells,
 )
+from anomaly_vae.monitoring.martingale import log10_martingales_of_columns
 
 MONDAY = 4 * DAY
 """1970-01-05, in seconds."""
@@ -146,3 +147,19 @@ def test_it_comes_back_from_its_tensors():
 def test_what_can_be_checked_is_said(days, is_read, told):
     seconds = MONDAY + np.linspace(0, days * DAY - 1, 50)
     assert told in describe_span(Timeline("at", seconds, is_read))
+
+
+def test_rows_of_a_window_that_are_all_alike_are_a_small_urn():
+    """A column that the day decides, such as that of weekends, and few rows of each hour."""
+    widths, streams = (2,), np.ones(1)
+    cycle = Cycle(
+        "at", np.ones((HOURS, 2), np.int64), np.ones((WEEKDAYS, 2), np.int64),
+        concentrations=1e-6 * streams, within_hours=1e-6 * streams, priors=0.5 * np.ones((2, 1)),
+    )  # fmt: skip
+    times = np.zeros((1, WEEK_CELLS), np.int64)
+    times[0, 0] = 100
+    total = cycle.totals(times, widths)
+    assert 0 < total[0, 0] < 1
+    urns = total[..., None] * np.array([0.3, 0.7])
+    found = log10_martingales_of_columns(np.array([[[0, 100]]]), urns)
+    assert np.isfinite(found).all()
