@@ -382,7 +382,8 @@ def score(
         typer.Option(metavar="K|all", help="number of largest contributions to list per row"),
     ] = None,
     explain_rows: Annotated[
-        ExplainedRows, typer.Option(help="rows whose contributions are listed")
+        ExplainedRows,
+        typer.Option(help="rows whose contributions are listed; all adds --explain 5 if not given"),
     ] = ExplainedRows.FLAGGED,
     heatmaps: Annotated[
         bool, typer.Option("--heatmaps", help="write a heatmap of each flagged image")
@@ -473,7 +474,8 @@ def score(
     folder = place(output)
     source = open_recorded(model, folder, restart)
     finish, carried = _case_import(cases, source)
-    explain = "5" if cases and explain is None else explain
+    if explain is None and (cases or explain_rows == ExplainedRows.ALL):
+        explain = "5"
     summary = _flow("score", source)(
         source,
         _all_paths(input_, more),

@@ -446,3 +446,13 @@ def test_the_command_takes_the_options(
         ["--ray-address", "h:6379"], ["--engine", "ray", "--ray-address", ""],
     ):  # fmt: skip
         assert command(*base, *wrong).code == 2
+
+
+def test_rows_that_are_all_to_be_explained_need_no_number(
+    champion: World, data: Path, out: Path, command: Command
+) -> None:
+    base = ("score", "--model", "models:/fraud@champion", "--input", data, "--output", out)
+    assert command(*base, "--explain-rows", "all", "--limit", 20).code == 0
+    explained = pq.read_table(out / "part-00000.parquet")["contributions"]
+    assert {len(row) for row in explained.to_pylist()} <= {1, 2, 3, 4, 5}
+    assert command(*base, "--explain-rows", "all", "--explain", 5, "--limit", 20).code == 0
