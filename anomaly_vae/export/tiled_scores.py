@@ -23,9 +23,14 @@ class TiledScore(ImageScore):
     """
 
     def __init__(
-        self, model: VAE, layout: ImageLayout, config: ImageScoreConfig, tiling: Tiling
+        self,
+        model: VAE,
+        layout: ImageLayout,
+        config: ImageScoreConfig,
+        tiling: Tiling,
+        masked: bool = False,
     ) -> None:
-        super().__init__(model, layout, config)
+        super().__init__(model, layout, config, masked)
         self.tiling = tiling
 
     @property
@@ -67,5 +72,5 @@ class TiledScore(ImageScore):
 def image_score(model: VAE, encoding: ImageEncoding, config: ImageScoreConfig) -> ImageScore:
     """Return the score of a model, without its statistics, for images of this encoding."""
     if encoding.tiling is None:
-        return ImageScore(model, encoding.layout, config)
-    return TiledScore(model, encoding.model_layout, config, encoding.tiling)
+        return ImageScore(model, encoding.layout, config, encoding.masked)
+    return TiledScore(model, encoding.model_layout, config, encoding.tiling, encoding.masked)
