@@ -67,9 +67,19 @@ class Region:
         return cls(content["size"], base64.b64decode(content["bits"]))
 
 
-def counted(values: Matrix, mask: str | Region) -> Mask:
-    """Return which pixels (S, S) of a prepared image (C, S, S) count."""
-    return mask.pixels if isinstance(mask, Region) else foreground(values.mean(0))
+def counted(values: Matrix, mask: str | Region, place: tuple[slice, slice]) -> Mask:
+    """Return which pixels (S, S) of a prepared image count.
+
+    Args:
+        values: the image (C, S, S).
+        mask: a region, or `FOREGROUND`.
+        place: rows and columns that show the image; the others are padding.
+    """
+    if isinstance(mask, Region):
+        return mask.pixels
+    inside = np.zeros(values.shape[1:], bool)
+    inside[place] = foreground(values.mean(0)[place])
+    return inside
 
 
 def foreground(grey: Matrix) -> Mask:

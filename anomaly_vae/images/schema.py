@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from anomaly_vae.data.schema import RawBatch, RowProblem
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.images.decoding import read_bytes, read_file
 from anomaly_vae.images.encoding import IMAGE, MIN_STD
-from anomaly_vae.images.geometry import Box, Geometry, aspect_of
+from anomaly_vae.images.geometry import Box, Geometry, Grid, aspect_of
 from anomaly_vae.images.masking import FOREGROUND, MIN_SHARE, NOTHING, OUTSIDE, Region, counted
 from anomaly_vae.images.pixels import (
     CT_WINDOWS,
@@ -63,15 +63,6 @@ NO_SPACING = (
     "data.spacing: auto, or convert it to DICOM or NIfTI with its spacing"
 )
 UNIFORM = "all pixels are alike: the image shows nothing"
-
-
-class Grid(NamedTuple):
-    """The size of an image, of its pixels, and their width relative to the one wanted."""
-
-    height: int
-    width: int
-    aspect: float
-    scale: float
 
 
 @dataclass(frozen=True)
@@ -331,12 +322,12 @@ class ImageSchema:
         values = _with_channels(planes, self.channels)
         if float(values.std()) < MIN_STD:
             return values, _nothing_shown(image)
-        return self._masked(values) if self.mask else (values, "")
+        return self._masked(values, self.grid(image)) if self.mask else (values, "")
 
-    def _masked(self, values: Matrix) -> tuple[Matrix, str]:
+    def _masked(self, values: Matrix, grid: Grid) -> tuple[Matrix, str]:
         """Return values (C, S, S) with `OUTSIDE` where pixels do not count, and their problem."""
         assert self.mask is not None
-        inside = counted(values, self.mask)
+        inside = counted(values, self.mask, self._geometry.place(grid))
         problem = ""
         if inside.mean() < MIN_SHARE:
             problem = NOTHING

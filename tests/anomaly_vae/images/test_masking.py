@@ -100,3 +100,12 @@ def test_the_example_of_a_model_can_be_scored_by_it(mask: Any, spacing: Any) -> 
     encoding = ImageEncoding(ImageLayout(1, SIZE), "standardise", masked=mask is not None)
     batch = schema.from_records([encoding.typical_record(schema)])
     assert not batch.problems
+
+
+def test_padding_is_no_foreground() -> None:
+    schema = ImageSchema(SIZE, 1, fit="pad", mask="foreground")
+    bright = np.full((SIZE, 2 * SIZE), 0.8, np.float32)
+    bright[::2] = 0.6
+    values = schema.from_images([decoded(bright)]).values["image"][0, 0]
+    rows = np.flatnonzero((values >= 0).any(1))
+    assert (rows[0], rows[-1]) == (SIZE // 4, 3 * SIZE // 4 - 1)
