@@ -37,6 +37,8 @@ Fit = Literal["pad", "crop", "stretch"]
 Spacing = Literal["auto", "ignore"] | float
 """Whether the distances between pixels that a file states are used, or the distance in mm that
 pixels are resampled to."""
+Window = tuple[float, float]
+"""Center and width of the values that become grey levels between black and white."""
 WindowPreset = Literal["lung", "bone", "brain", "soft_tissue"]
 """Name of a usual window of CT images; see `images.pixels.CT_WINDOWS`."""
 ImageLayout = Literal["auto", "mvtec", "folder"]

@@ -35,6 +35,7 @@ from anomaly_vae.types import (
     Fit,
     ImageLayout,
     Spacing,
+    Window,
     WindowPreset,
 )
 
@@ -434,15 +435,25 @@ class ImageData(DataConfig):
     """Distance between pixels: `auto` takes the one in DICOM, NIfTI and MGH files, so that voxels
     that are not cubes keep their shape; `ignore` takes pixels to be square; a number resamples all
     images to pixels of so many mm, with `fit: pad`."""
+    mask: str | None = None
+    """Pixels that count for the score and the map: `foreground`, all but the dark parts that reach
+    the border of an image; or an image file with a region in white, the same in all images; null:
+    all pixels."""
     channels: Literal[1, 3] = 1
     """Number of channels: 1 for grey, 3 for colour."""
     intensity: Literal["standardise", "unit"] = "standardise"
     """Scale of pixel values: `standardise` subtracts the mean of each image and divides by its
     standard deviation, `unit` keeps them on [0, 1]."""
-    intensity_window: Literal["auto", "percentile"] | WindowPreset | tuple[float, float] = "auto"
+    intensity_window: (
+        Literal["auto", "percentile"]
+        | WindowPreset
+        | Window
+        | tuple[WindowPreset | Window, WindowPreset | Window, WindowPreset | Window]
+    ) = "auto"
     """Values of DICOM, NIfTI and float TIFF files that become black and white: `auto` takes the
     window in a DICOM file, else percentiles; `percentile` takes the 0.5th and 99.5th; or
-    [center, width]; or, for CT, that of `lung`, `bone`, `brain` or `soft_tissue`."""
+    [center, width]; or, for CT, that of `lung`, `bone`, `brain` or `soft_tissue`; or three of the
+    latter, which become the channels of `channels: 3`."""
     axis: Literal[0, 1, 2] = 2
     """Axis along which a NIfTI volume is cut into slices: 0 sagittal, 1 coronal, 2 axial."""
     layout: ImageLayout = "auto"
@@ -457,6 +468,16 @@ class ImageData(DataConfig):
     """Largest number of images in one file; files with more are refused."""
     max_seconds: float = Field(MAX_SECONDS, gt=0)
     """Longest time in seconds for decoding one file; images not decoded by then are refused."""
+
+    @model_validator(mode="after")
+    def _check_windows(self) -> ImageData:
+        windows = self.intensity_window
+        if isinstance(windows, tuple) and len(windows) == 3 and self.channels != 3:
+            raise ValueError(
+                f"three intensity windows become three channels, not {self.channels}; set "
+                "channels: 3, or give one window"
+            )
+        return self
 
     @field_validator("spacing")
     @classmethod
@@ -491,7 +512,8 @@ class ImageData(DataConfig):
     @property
     def unset(self) -> set[str]:
         """Keys that the manifest leaves out, because they have their defaults."""
-        return {"tiles", "tile_overlap"} if self.tiles is None else set()
+        tiles = {"tiles", "tile_overlap"} if self.tiles is None else set()
+        return tiles if self.mask == "foreground" else {*tiles, "mask"}  # a file is in the schema
 
     @model_validator(mode="after")
     def _check_no_time(self) -> ImageData:

@@ -218,8 +218,10 @@ class ImageConfig(BaseConfig):
             raise ValueError(
                 "model.backbone localises by itself; leave model.localization_head out"
             )
-        if self.data.tiles is not None:
-            raise ValueError("model.backbone sees patches of whole images; leave data.tiles out")
+        if self.data.tiles is not None or self.data.mask is not None:
+            raise ValueError(
+                "model.backbone sees patches of whole images; leave data.tiles and data.mask out"
+            )
         if (self.score.type, self.score.draws, self.score.standardised) != ("neg_elbo", 1, False):
             raise ValueError(
                 "patches of model.backbone are scored by neg_elbo, in nats and at the posterior "

@@ -37,7 +37,7 @@ from anomaly_vae.scoring.detector import Explanation
 from anomaly_vae.scoring.localization import region_explanations
 from anomaly_vae.scoring.modality import image_modality
 from anomaly_vae.scoring.scorer import ScoreParts
-from anomaly_vae.types import Fit, Spacing, WindowPreset
+from anomaly_vae.types import Fit, Spacing, Window, WindowPreset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,6 +60,7 @@ CONFIG_KEYS: dict[str, tuple[str, ...]] = {
     "tile_overlap": ("data.tile_overlap",),
     "fit_mode": ("data.fit",),
     "spacing": ("data.spacing",),
+    "mask": ("data.mask",),
     "channels": ("data.channels",),
     "intensity": ("data.intensity",),
     "intensity_window": ("data.intensity_window",),
@@ -148,6 +149,7 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
         tile_overlap: float | None = None,
         fit_mode: Fit | None = None,
         spacing: Spacing | None = None,
+        mask: str | None = None,
         channels: Literal[1, 3] | None = None,
         intensity: Literal["standardise", "unit"] | None = None,
         method: Literal["conformal", "certified", "evt", "quantile"] | None = None,
@@ -177,7 +179,8 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
         device: Literal["auto", "cpu", "cuda"] | None = None,
         intensity_window: Literal["auto", "percentile"]
         | WindowPreset
-        | tuple[float, float]
+        | Window
+        | tuple[WindowPreset | Window, WindowPreset | Window, WindowPreset | Window]
         | None = None,
         axis: Literal[0, 1, 2] | None = None,
         max_pixels: int | None = None,
@@ -325,7 +328,9 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
 def _notes(X: Data, batch: ImageBatch, schema: ImageSchema) -> tuple[str, ...]:
     """Return what a user should know of how X was read."""
     notes = list(image_notes(batch, schema))
-    if (kind := unranged(X)) and isinstance(schema.options.intensity_window, str):
+    if (kind := unranged(X)) and (
+        isinstance(schema.options.intensity_window, str) and not schema.options.windows
+    ):
         notes.append(
             f"integers of type {kind} state no range: each image is stretched between its 0.5th "
             "and 99.5th percentile; give uint8 or uint16, or set intensity_window=(center, width)"

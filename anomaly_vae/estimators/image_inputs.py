@@ -144,6 +144,6 @@ def _from_floats(values: NDArray[np.float64], options: DecodeOptions) -> NDArray
     """Scale floats on [0, 1], or map others by the window that the options name."""
     if values.min() >= 0 and values.max() <= 1:  # NaN is neither
         return np.rint(values * MAX_PIXEL).astype(np.uint16)
-    if isinstance(options.intensity_window, tuple):
+    if options.windows or isinstance(options.intensity_window, tuple):
         return windowed(values, options)
     raise DataError(FLOAT_RANGE)

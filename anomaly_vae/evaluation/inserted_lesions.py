@@ -13,6 +13,7 @@ from anomaly_vae.evaluation.bootstrap import Ranking, draws, interval
 from anomaly_vae.evaluation.localization import pixel_figures
 from anomaly_vae.images.encoding import ImageEncoding
 from anomaly_vae.images.heatmaps import smoothed
+from anomaly_vae.images.masking import LIMIT
 from anomaly_vae.images.schema import image_batch
 from anomaly_vae.scoring.localization import LocalizationTest
 from anomaly_vae.scoring.scorer import Scorer
@@ -73,7 +74,9 @@ def _figures(heat: NDArray[np.floating], masks: Mask) -> LocalizationTest:
 def _with_lesions(encoding: ImageEncoding, x: Matrix) -> Iterator[tuple[NDArray[np.float32], Mask]]:
     """Yield images (C, S, S) with a lesion and its mask; images without tissue are left out."""
     images = x[:MAX_IMAGES].reshape(-1, *encoding.layout.shape)
-    for seed, image in enumerate(images):
+    for seed, whole in enumerate(images):
+        inside = whole > LIMIT
+        image = encoding.fill(whole, float(whole[inside].min()))
         grey = image.mean(0)
         low, span = grey.min(), max(float(np.ptp(grey)), np.finfo(np.float32).tiny)
         unit = np.clip((grey - low) / span, 0, 1).astype(np.float32)
@@ -82,4 +85,5 @@ def _with_lesions(encoding: ImageEncoding, x: Matrix) -> Iterator[tuple[NDArray[
         except DataError:
             continue
         lesion = image + (changed[0] - unit) * span
-        yield lesion if encoding.intensity == "standardise" else np.clip(lesion, 0, 1), masks[0]
+        lesion = lesion if encoding.intensity == "standardise" else np.clip(lesion, 0, 1)
+        yield np.where(inside, lesion, whole), masks[0] & inside[0]

@@ -13,6 +13,8 @@ normal images, and is then not in nats. The localization score (type "contaminat
 log-probability that no pixel is anomalous, Σ softplus(2 (ℓ − level)). Here ℓ are the log-odds of
 the localization head after smoothing by one pixel, and three pixels in a thousand of held-out
 normal images exceed the level.
+
+If only some pixels count, the others, which are marked in x, add nothing to the score.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomaly_vae.config.scoring import ImageScoreConfig
-from anomaly_vae.images.encoding import ImageLayout
+from anomaly_vae.images.encoding import STANDARDISED_MEAN, ImageLayout
+from anomaly_vae.images.masking import ENCODED_OUTSIDE, LIMIT
 from anomaly_vae.models.image_likelihoods import Contrast, blur, gaussian_kernel
 from anomaly_vae.models.vae import VAE, Inference, Terms, frozen_noise
 
@@ -52,9 +55,11 @@ class ImageScore(nn.Module):
     kl_center: Tensor
     kl_scale: Tensor
 
-    def __init__(self, model: VAE, layout: ImageLayout, config: ImageScoreConfig) -> None:
+    def __init__(
+        self, model: VAE, layout: ImageLayout, config: ImageScoreConfig, masked: bool = False
+    ) -> None:
         super().__init__()
-        self.model, self.layout, self.config = model, layout, config
+        self.model, self.layout, self.config, self.masked = model, layout, config, masked
         self.register_buffer("kernel", gaussian_kernel(SMOOTHING), persistent=False)
         self.register_buffer("noise", frozen_noise(config.draws, model.latent_dim, config.seed))
         self.register_buffer("center", torch.zeros(layout.n_columns))
@@ -70,11 +75,18 @@ class ImageScore(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Convert images (N, F) into score, nats, kl, expected and latent; see the module."""
+        if self.masked:
+            inside = x > LIMIT
+            x = torch.where(inside, x, STANDARDISED_MEAN)
         inference = self.model.infer(x, torch.zeros_like(self.noise[:1]))
         terms = self.terms(x, inference)
         nats = (-terms.log_prob - self.center) / self.scale
+        if self.masked:
+            nats = torch.where(inside, nats, 0.0)
         kl = (terms.kl.double().sum(-1) - self.kl_center) / self.kl_scale
         expected = self.model.likelihood(inference.outputs).mean.squeeze(1)
+        if self.masked:
+            expected = torch.where(inside, expected, float(ENCODED_OUTSIDE))
         return nats.double().sum(-1) + kl, nats, kl, expected, inference.mean.squeeze(1)
 
     def terms(self, x: Tensor, inference: Inference) -> Terms:

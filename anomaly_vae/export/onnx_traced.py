@@ -52,8 +52,8 @@ def image_score(
     if model.patches is not None:
         return PatchScore(model, encoding.layout, config)
     if encoding.tiling is None:
-        return ImageScore(model, encoding.layout, config)
-    return TiledScore(model, encoding.model_layout, config, encoding.tiling)
+        return ImageScore(model, encoding.layout, config, encoding.masked)
+    return TiledScore(model, encoding.model_layout, config, encoding.tiling, encoding.masked)
 
 
 def image_tensors(score: ImageScore | PatchScore) -> dict[str, NDArray[Any]]:

@@ -23,9 +23,14 @@ class TiledScore(ImageScore):
     """
 
     def __init__(
-        self, model: VAE, layout: ImageLayout, config: ImageScoreConfig, tiling: Tiling
+        self,
+        model: VAE,
+        layout: ImageLayout,
+        config: ImageScoreConfig,
+        tiling: Tiling,
+        masked: bool = False,
     ) -> None:
-        super().__init__(model, layout, config)
+        super().__init__(model, layout, config, masked)
         self.tiling = tiling
 
     @property

@@ -18,6 +18,8 @@ from torch import Tensor
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import BundleError, ConfigError, DataError
+from anomaly_vae.images.encoding import STANDARDISED_MEAN
+from anomaly_vae.images.masking import LIMIT
 from anomaly_vae.models.autoencoder import Autoencoder
 from anomaly_vae.models.builder import tabular_parts
 from anomaly_vae.models.exemplars import Exemplars
@@ -142,6 +144,8 @@ def latent_means(bundle: Bundle, rows: Rows) -> Tensor:
     """
     model, x = load_model(bundle), encoded(bundle, rows)
     refuse_tiles(bundle, x)
+    if getattr(bundle.scorer.encoding, "masked", False):
+        x = torch.where(x > LIMIT, x, STANDARDISED_MEAN)
     return apply_in_chunks(bundle, lambda x: model.posterior(x)[0], x)
 
 

@@ -11,7 +11,8 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -32,6 +33,7 @@ from anomaly_vae.images.pixels import (
     DecodeOptions,
     Frames,
     inflate,
+    joined_windows,
 )
 
 T = TypeVar("T")
@@ -124,7 +126,17 @@ def _open(content: bytes, options: DecodeOptions) -> Frames:
         content = inflate(content, 31, options)
     opener = _opener(content)
     with LIBRARIES_SILENCED, np.errstate(all="ignore"):
-        return opener(content, options)
+        if not options.windows:
+            return opener(content, options)
+        each = [replace(options, intensity_window=one, windows=()) for one in options.windows]
+        return _channels([opener(content, one) for one in each])
+
+
+def _channels(files: Sequence[Frames]) -> Frames:
+    """Return a file whose grey frames have one channel for each way of opening it."""
+    return replace(
+        files[0], decode=lambda number: joined_windows([file.decode(number) for file in files])
+    )
 
 
 def _opener(content: bytes) -> Opener:

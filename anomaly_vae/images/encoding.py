@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from anomaly_vae.data.converters import Levels
 from anomaly_vae.data.encoding import EncodedColumn, Matrix
 from anomaly_vae.data.schema import RawBatch
+from anomaly_vae.images.masking import ENCODED_OUTSIDE, LIMIT
 from anomaly_vae.images.pixels import MAX_PIXEL, SPACING_KEYWORD, DecodedImage
 from anomaly_vae.images.tiling import Tiling
 
@@ -72,6 +73,8 @@ class ImageEncoding:
     intensity: Literal["standardise", "unit"]
     tiling: Tiling | None = None
     """Tiles of a large image; None if the model sees the whole image at once."""
+    masked: bool = False
+    """Whether some pixels do not count, which are `ENCODED_OUTSIDE`."""
 
     tile = 1
     """Number of images scored at a time: batches are no faster, and scores must not depend on
@@ -93,7 +96,12 @@ class ImageEncoding:
 
         Tiles are not standardised again, so that they differ in brightness as in the image.
         """
+        x = self.fill(x)
         return self.tiling.cut(x, self.layout.channels) if self.tiling else x
+
+    def fill(self, x: Matrix, value: float = STANDARDISED_MEAN) -> Matrix:
+        """Return encoded images with a value in place of the pixels that do not count."""
+        return np.where(x > LIMIT, x, np.float32(value)) if self.masked else x
 
     @property
     def cells(self) -> NDArray[np.bool_]:
@@ -118,12 +126,26 @@ class ImageEncoding:
         """
         images = np.asarray(batch.values[IMAGE], np.float32)
         images = images.reshape(len(batch), self.layout.n_columns)
+        if self.masked:
+            return self._encode_masked(images)
         if self.intensity == "unit" or not len(images):
             return images
         mean = images.mean(1, keepdims=True, dtype=np.float64)
         scale = np.maximum(images.std(1, keepdims=True, dtype=np.float64), MIN_STD)
         standardised = np.clip((images - mean) / scale, -MAX_DEVIATION, MAX_DEVIATION)
         encoded: Matrix = (STANDARDISED_MEAN + STANDARDISED_STD * standardised).astype(np.float32)
+        return encoded
+
+    def _encode_masked(self, images: Matrix) -> Matrix:
+        """Encode images (N, F) of which only pixels of 0 or more count."""
+        outside = images < 0
+        if self.intensity == "standardise":
+            seen = np.ma.array(images, np.float64, mask=outside)
+            mean, scale = (part.filled(0)[:, None] for part in (seen.mean(1), seen.std(1)))
+            deviation = (images - mean) / np.maximum(scale, MIN_STD)
+            standardised = np.clip(deviation, -MAX_DEVIATION, MAX_DEVIATION)
+            images = (STANDARDISED_MEAN + STANDARDISED_STD * standardised).astype(np.float32)
+        encoded: Matrix = np.where(outside, ENCODED_OUTSIDE, images)
         return encoded
 
     def encode_training(self, batch: RawBatch) -> Matrix:
@@ -174,20 +196,28 @@ class ImageEncoding:
         return columns
 
     def typical_record(self, schema: Any) -> dict[str, Any]:
-        """Return a record with a synthetic image: a disc with a soft edge."""
+        """Return a record with a synthetic image: a disc with a soft edge.
+
+        It states the spacing that the model needs, and has no uniform part where not all counts.
+        """
         grid = np.linspace(-1, 1, schema.size)
         radius = np.hypot(grid[:, None], grid)
-        disc = (MAX_PIXEL / (1 + np.exp(12 * (radius - 0.7)))).astype(np.uint16)
-        return {IMAGE: encode_png(DecodedImage(disc, 0))}
+        disc = MAX_PIXEL / (1 + np.exp(12 * (radius - 0.7)))
+        if schema.mask:
+            disc = 0.5 * disc + 0.5 * MAX_PIXEL * np.linspace(0.2, 1, schema.size)
+        spacing = (schema.spacing,) * 2 if isinstance(schema.spacing, float) else None
+        return {IMAGE: encode_png(DecodedImage(disc.astype(np.uint16), 0, spacing=spacing))}
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of the manifest."""
         tiles = {"tiles": self.tiling.to_json()} if self.tiling else {}
-        return {"intensity": self.intensity, **asdict(self.layout), **tiles}
+        masked = {"masked": True} if self.masked else {}
+        return {"intensity": self.intensity, **asdict(self.layout), **tiles, **masked}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ImageEncoding:
         """Restore an encoding from the content of the manifest."""
         size, tiles = content["size"], content.get("tiles")
         tiling = Tiling(size, **tiles) if tiles else None
-        return cls(ImageLayout(content["channels"], size), content["intensity"], tiling)
+        layout = ImageLayout(content["channels"], size)
+        return cls(layout, content["intensity"], tiling, content.get("masked", False))

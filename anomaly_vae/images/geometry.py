@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,15 @@ SAME_SPACING = 1e-3
 """Relative difference up to which two distances between pixels count as equal."""
 MAX_ASPECT = 100.0
 """Largest ratio of the sides of a pixel that is believed."""
+
+
+class Grid(NamedTuple):
+    """The size of an image, of its pixels, and their width relative to the one wanted."""
+
+    height: int
+    width: int
+    aspect: float
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -125,6 +135,12 @@ class Geometry:
         x0, x1 = _stretched(box[0], box[2], inner_width, self.size, columns)
         y0, y1 = _stretched(box[1], box[3], inner_height, self.size, rows)
         return x0, y0, x1, y1
+
+    def place(self, grid: Grid) -> tuple[slice, slice]:
+        """Return the rows and columns of the square that show an image, and are no padding."""
+        height, width = self.content(*grid)
+        top, left = (self.size - height) // 2, (self.size - width) // 2
+        return slice(top, top + height), slice(left, left + width)
 
     def content(
         self, height: int, width: int, aspect: float, scale: float = math.inf

@@ -178,7 +178,7 @@ def _measure(
     heat: Floats, smooth: Floats, xs: NDArray[np.intp], ys: NDArray[np.intp]
 ) -> list[Region]:
     """Return the regions of n pixels, given their values and positions (n,) in row-major order."""
-    root = _components(xs, ys)
+    root = components(xs, ys)
     order = np.argsort(root, kind="stable")
     _, starts, area = np.unique(root[order], return_index=True, return_counts=True)
     left, top = (np.minimum.reduceat(axis[order], starts) for axis in (xs, ys))
@@ -189,7 +189,7 @@ def _measure(
     return [Region(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
-def _components(xs: NDArray[np.intp], ys: NDArray[np.intp]) -> NDArray[np.intp]:
+def components(xs: NDArray[np.intp], ys: NDArray[np.intp]) -> NDArray[np.intp]:
     """Return for each pixel the first pixel of its component, in row-major order, (n,).
 
     Trees of pixels are hooked onto smaller roots and flattened, all in parallel, until no edge

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae.errors import ConfigError, DataError
-from anomaly_vae.types import MAX_BYTES, MAX_FRAMES, MAX_PIXELS, MAX_SECONDS, WindowPreset
+from anomaly_vae.types import MAX_BYTES, MAX_FRAMES, MAX_PIXELS, MAX_SECONDS, Window, WindowPreset
 
 Pixels = NDArray[np.uint16]
 Bounds = tuple[float, float]
@@ -90,6 +90,8 @@ class DecodeOptions:
         max_pixels: Maximum number of pixels of an image.
         max_frames: Maximum number of frames of a file.
         max_seconds: Maximum time for decoding one file, in seconds, checked between frames.
+        windows: Three windows that give a grey image three channels of 256 levels each, in place of
+            ``intensity_window``; empty for one channel.
 
     Raises:
         ConfigError: A value is out of range.
@@ -101,6 +103,7 @@ class DecodeOptions:
     max_pixels: int = MAX_PIXELS
     max_frames: int = MAX_FRAMES
     max_seconds: float = MAX_SECONDS
+    windows: tuple[Window, ...] = ()
 
     def __post_init__(self) -> None:
         if self.axis not in {0, 1, 2}:
@@ -210,6 +213,17 @@ def stretch(values: NDArray[Any], bounds: Bounds) -> Pixels:
 def full_range(values: NDArray[Any], bits: int) -> Pixels:
     """Scale unsigned values of ``bits`` bits to 0 to 65535."""
     return stretch(values, (0, (1 << bits) - 1))
+
+
+def joined_windows(layers: Sequence[Pixels]) -> Pixels:
+    """Return the pixels of a grey image under several windows as channels (H, W, C).
+
+    Channels have 256 levels, since a PNG in colour keeps no more. Colours are kept as they are.
+    """
+    if layers[0].ndim == 3:
+        return layers[0]
+    joined: Pixels = (np.stack(layers, -1) >> 8).astype(np.uint16) * np.uint16(257)
+    return joined
 
 
 def check_finite(values: NDArray[Any]) -> None:

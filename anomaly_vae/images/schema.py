@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +20,11 @@ from anomaly_vae.data.arrow import plain_array
 from anomaly_vae.data.column_types import IMAGE_COLUMN, ColumnSpec
 from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.data.schema import RawBatch, RowProblem
-from anomaly_vae.errors import DataError
+from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.images.decoding import read_bytes, read_file
 from anomaly_vae.images.encoding import IMAGE, MIN_STD
-from anomaly_vae.images.geometry import Box, Geometry, aspect_of
+from anomaly_vae.images.geometry import Box, Geometry, Grid, aspect_of
+from anomaly_vae.images.masking import FOREGROUND, MIN_SHARE, NOTHING, OUTSIDE, Region, counted
 from anomaly_vae.images.pixels import (
     CT_WINDOWS,
     MAX_PIXEL,
@@ -32,7 +33,7 @@ from anomaly_vae.images.pixels import (
     DecodeOptions,
 )
 from anomaly_vae.messages import listed
-from anomaly_vae.types import Fit, Spacing
+from anomaly_vae.types import Fit, Spacing, Window, WindowPreset
 
 if TYPE_CHECKING:
     from anomaly_vae.config.data import ImageData
@@ -62,15 +63,6 @@ NO_SPACING = (
     "data.spacing: auto, or convert it to DICOM or NIfTI with its spacing"
 )
 UNIFORM = "all pixels are alike: the image shows nothing"
-
-
-class Grid(NamedTuple):
-    """The size of an image, of its pixels, and their width relative to the one wanted."""
-
-    height: int
-    width: int
-    aspect: float
-    scale: float
 
 
 @dataclass(frozen=True)
@@ -130,6 +122,7 @@ class ImageSchema:
         options: How to decode files, and the limits that files must keep.
         fit: How images that are not square are fitted, see `Geometry`.
         spacing: Whether pixels are as high and wide as a file says, see `Geometry`.
+        mask: Which pixels count: a fixed region of the square, or "foreground"; None for all.
 
     Example:
         >>> import numpy as np
@@ -151,6 +144,7 @@ class ImageSchema:
     options: DecodeOptions = field(default_factory=DecodeOptions)
     fit: Fit = "crop"
     spacing: Spacing = "ignore"
+    mask: Region | Literal["foreground"] | None = None
 
     names = (IMAGE,)
     known: frozenset[str] = frozenset()
@@ -254,18 +248,40 @@ class ImageSchema:
     def from_config(cls, data: ImageData) -> ImageSchema:
         """Build the schema that a configuration describes."""
         options = DecodeOptions(
-            intensity_window=_window(data),
+            **_windows(data),
             axis=data.axis,
             max_pixels=data.max_pixels,
             max_bytes=data.max_bytes,
             max_frames=data.max_frames,
             max_seconds=data.max_seconds,
         )
-        return cls(data.size, data.channels, options, data.fit, data.spacing)
+        schema = cls(data.size, data.channels, options, data.fit, data.spacing)
+        return replace(schema, mask=schema._mask(data.mask))
+
+    def _mask(self, given: str | None) -> Region | Literal["foreground"] | None:
+        """Return the mask that a configuration names, by a word or a file.
+
+        Raises:
+            ConfigError: The file is no image, or its region is empty.
+        """
+        if given is None or given == FOREGROUND:
+            return "foreground" if given else None
+        image = replace(self, options=DecodeOptions()).read(Path(given))
+        if isinstance(image, DecodeFailure):
+            raise ConfigError(f"data.mask '{given}': {image.reason}", key="data.mask")
+        white = _planes(image.pixels).max(0, keepdims=True) > 0
+        region = Geometry(self.size, self.fit).apply(white.astype(np.float32))[0] > 0.5
+        if region.mean() < MIN_SHARE:
+            raise ConfigError(f"data.mask '{given}' is black; paint white what counts",
+                              key="data.mask")  # fmt: skip
+        return Region.of(region)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of the manifest."""
-        content = {"size": self.size, "channels": self.channels, "reading": asdict(self.options)}
+        reading = {k: v for k, v in asdict(self.options).items() if k != "windows" or v}
+        content = {"size": self.size, "channels": self.channels, "reading": reading}
+        if self.mask:
+            content["mask"] = self.mask if isinstance(self.mask, str) else self.mask.to_json()
         geometry = {"fit": self.fit, "spacing": self.spacing}
         return content if geometry == ORIGINAL_GEOMETRY else content | geometry
 
@@ -275,8 +291,12 @@ class ImageSchema:
         options = dict(content["reading"])
         if isinstance(options["intensity_window"], list):
             options["intensity_window"] = tuple(options["intensity_window"])
+        options["windows"] = tuple(tuple(one) for one in options.get("windows", ()))
         geometry = {key: content.get(key, value) for key, value in ORIGINAL_GEOMETRY.items()}
-        return cls(content["size"], content["channels"], DecodeOptions(**options), **geometry)
+        mask = content.get("mask")
+        region = Region.from_json(mask) if isinstance(mask, Mapping) else mask
+        head = content["size"], content["channels"], DecodeOptions(**options)
+        return cls(*head, **geometry, mask=region)
 
     @property
     def _geometry(self) -> Geometry:
@@ -300,8 +320,20 @@ class ImageSchema:
         except DataError as error:
             return np.zeros(self._shape, np.float32), str(error)
         values = _with_channels(planes, self.channels)
-        uniform = float(values.std()) < MIN_STD
-        return values, _nothing_shown(image) if uniform else ""
+        if float(values.std()) < MIN_STD:
+            return values, _nothing_shown(image)
+        return self._masked(values, self.grid(image)) if self.mask else (values, "")
+
+    def _masked(self, values: Matrix, grid: Grid) -> tuple[Matrix, str]:
+        """Return values (C, S, S) with `OUTSIDE` where pixels do not count, and their problem."""
+        assert self.mask is not None
+        inside = counted(values, self.mask, self._geometry.place(grid))
+        problem = ""
+        if inside.mean() < MIN_SHARE:
+            problem = NOTHING
+        elif float(values[:, inside].std()) < MIN_STD:
+            problem = UNIFORM
+        return np.where(inside, values, OUTSIDE), problem
 
     def _pixel(self, image: DecodedImage) -> tuple[float, float]:
         """Return the height of a pixel relative to its width, and its width relative to the wanted.
@@ -327,13 +359,20 @@ class ImageSchema:
         return Seen(colour, saturated, outside > 0, outside, reduced)
 
 
-def _window(data: ImageData) -> Literal["auto", "percentile"] | tuple[float, float]:
-    """Return the window of a configuration, with the values of a preset."""
+def _windows(data: ImageData) -> dict[str, Any]:
+    """Return the options of the window or windows of a configuration."""
     match data.intensity_window:
-        case "lung" | "bone" | "brain" | "soft_tissue" as preset:
-            return CT_WINDOWS[preset]
+        case "auto" | "percentile" as word:
+            return {"intensity_window": word}
+        case (first, second, third):
+            return {"windows": tuple(map(_values, (first, second, third)))}
         case window:
-            return window
+            return {"intensity_window": _values(window)}
+
+
+def _values(window: WindowPreset | Window) -> Window:
+    """Return the center and width of a window that may be a preset."""
+    return window if isinstance(window, tuple) else CT_WINDOWS[window]
 
 
 def _nothing_shown(image: DecodedImage) -> str:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from anomaly_vae.images.encoding import ImageLayout
@@ -256,6 +257,14 @@ def _local_mean(images: Tensor, window: int) -> Tensor:
 
 
 def _window_sum(images: Tensor, window: int) -> Tensor:
+    """Return the sum over a square window (M, C, S, S), with a gradient that is as quick."""
+    if images.requires_grad and not torch.compiler.is_exporting():
+        summed: Tensor = _WindowSum.apply(images, window)  # type: ignore[no-untyped-call]
+        return summed
+    return _two_convolutions(images, window)
+
+
+def _two_convolutions(images: Tensor, window: int) -> Tensor:
     """Return the sum over a square window (M, C, S, S), one axis after the other.
 
     Two convolutions are several times faster than pooling with stride 1.
@@ -267,6 +276,26 @@ def _window_sum(images: Tensor, window: int) -> Tensor:
     return F.conv2d(
         rows, images.new_ones(channels, 1, 1, window), padding=(0, reach), groups=channels
     )
+
+
+class _WindowSum(torch.autograd.Function):
+    """The sum over a window, whose gradient is the sum over the same window of the gradient.
+
+    torch's own gradient of a convolution with one channel takes ten times as long: it was half of
+    the time of a fit.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, window: int) -> Tensor:
+        """Return the sum."""
+        ctx.window = window
+        return _two_convolutions(images, window)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient with respect to the images."""
+        return _two_convolutions(gradient.contiguous(), ctx.window), None
 
 
 class ContrastLikelihood(nn.Module):

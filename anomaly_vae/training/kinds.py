@@ -230,7 +230,8 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
         del schema, train
         data = config.data
         tiling = Tiling.of(data.size, data.tiles, data.tile_overlap)
-        return ImageEncoding(ImageLayout(data.channels, data.size), data.intensity, tiling)
+        layout = ImageLayout(data.channels, data.size)
+        return ImageEncoding(layout, data.intensity, tiling, data.mask is not None)
 
     def pieces(self, encoding: ImageEncoding, x: Matrix) -> Matrix:
         """Return the images, or all of their tiles; see `Kind.pieces`."""

@@ -23,8 +23,9 @@ from PIL import Image
 
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.images.encoding import ImageEncoding
+from anomaly_vae.images.geometry import Grid
 from anomaly_vae.images.heatmaps import png
-from anomaly_vae.images.schema import Grid, ImageSchema
+from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.scoring.detector import Detections, Explanation
 from anomaly_vae.scoring.localization import (
     Localization,

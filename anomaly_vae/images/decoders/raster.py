@@ -24,6 +24,7 @@ from anomaly_vae.images.pixels import (
     Frames,
     Pixels,
     check_finite,
+    joined_windows,
     percentile_bounds,
     spacing_of,
     stretch,
@@ -147,10 +148,15 @@ def _eight_bits(image: Image.Image) -> Pixels:
 def windowed(values: NDArray[np.float64], options: DecodeOptions) -> Pixels:
     """Map values without a fixed range by the window of the options, or by percentiles.
 
+    Several windows of a grey image become channels (H, W, C).
+
     Raises:
         DataError: Some value is NaN or infinite.
     """
     check_finite(values)
+    if options.windows and values.ndim == 2:
+        each = (stretch(values, window_bounds(*window)) for window in options.windows)
+        return joined_windows(list(each))
     if isinstance(options.intensity_window, tuple):
         return stretch(values, window_bounds(*options.intensity_window))
     return stretch(values, percentile_bounds(values))

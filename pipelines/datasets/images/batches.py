@@ -13,8 +13,9 @@ import numpy as np
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.decoding import read_bytes, read_file
 from anomaly_vae.images.encoding import IMAGE
+from anomaly_vae.images.geometry import Grid
 from anomaly_vae.images.pixels import DecodedImage, DecodeFailure
-from anomaly_vae.images.schema import Grid, ImageBatch, ImageSchema, Seen, image_batch
+from anomaly_vae.images.schema import ImageBatch, ImageSchema, Seen, image_batch
 from pipelines import console
 from pipelines.datasets.images.files import ImageFile
 from pipelines.datasets.reading.objects import ObjectPath, ahead, refuse_outage

@@ -70,7 +70,9 @@ class ImageDataset(Dataset):
     def read_options(self) -> dict[str, Any]:
         """Options with which the test images were read; see `Dataset.read_options`."""
         options = self.schema.options
-        return {"reading": {"intensity_window": options.intensity_window, "axis": options.axis}}
+        windows = {"windows": options.windows} if options.windows else {}
+        read = {"intensity_window": options.intensity_window, "axis": options.axis, **windows}
+        return {"reading": read}
 
     def _encode(self, rows: NDArray[np.intp]) -> list[bytes]:
         """Encode the images of these rows as PNG, reading each file once."""

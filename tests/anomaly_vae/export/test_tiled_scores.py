@@ -12,6 +12,7 @@ from anomaly_vae.export.image_scores import ImageScore
 from anomaly_vae.export.onnx_traced import image_score
 from anomaly_vae.export.tiled_scores import TiledScore
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
+from anomaly_vae.images.masking import ENCODED_OUTSIDE
 from anomaly_vae.images.tiling import Tiling
 from anomaly_vae.models.builder import build
 
@@ -68,3 +69,19 @@ def test_without_tiles_the_score_is_that_of_the_image() -> None:
     encoding = ImageEncoding(ImageLayout(1, 19), "standardise")
     model = build(ImageModelConfig(network="dense", hidden_dim=4), encoding.model_layout)
     assert type(image_score(model, encoding, CONFIG)) is ImageScore
+
+
+def test_pixels_that_do_not_count_add_nothing_to_the_score() -> None:
+    encoding = ImageEncoding(ImageLayout(1, 19), "standardise", masked=True)
+    model = build(ImageModelConfig(network="dense", hidden_dim=4), encoding.model_layout)
+    score = image_score(model, encoding, ImageScoreConfig(standardise=False)).eval()
+    x = images(1)
+    outside = np.random.default_rng(1).random(x.shape) < 0.3
+    x[outside] = ENCODED_OUTSIDE
+    with torch.no_grad():
+        total, nats, kl, expected, _ = score(torch.from_numpy(x))
+        other = ImageScore.forward(score, torch.from_numpy(np.where(outside, -9.0, x)).float())
+    assert (nats.numpy()[outside] == 0).all()
+    assert (expected.numpy()[outside] == ENCODED_OUTSIDE).all()
+    np.testing.assert_allclose(total, nats.double().sum(1) + kl, rtol=1e-6)
+    np.testing.assert_array_equal(total, other[0])

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import logging
 import os
 import struct
@@ -24,10 +25,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
+from anomaly_vae.config.data import ImageData
 from anomaly_vae.images import decoding, formats
 from anomaly_vae.images.decoding import read_bytes, read_file
+from anomaly_vae.images.encoding import encode_png
 from anomaly_vae.images.formats import HEAD_BYTES, recognise_format
-from anomaly_vae.images.pixels import DecodeFailure, DecodeOptions
+from anomaly_vae.images.pixels import CT_WINDOWS, DecodedImage, DecodeFailure, DecodeOptions
+from anomaly_vae.images.schema import ImageSchema
 from tests.support.mutations import mutations
 from tests.support.paths import ROOT
 from tests.support.raster_files import COLOUR, DEEP, GREY, OPTIONS, only, saved, tiff
@@ -346,3 +350,36 @@ def test_a_library_that_is_missing_is_named_with_its_remedy(monkeypatch, kind, b
     monkeypatch.setitem(sys.modules, f"anomaly_vae.images.decoders.{kind.lower()}", None)
     expected = f"the libraries that read {kind} are missing; install anomaly-vae[images]"
     assert why(begin) == expected
+
+
+# ---------------------------------------------------------------- several windows
+
+
+def test_three_windows_of_a_grey_file_are_its_channels(tmp_path: Path) -> None:
+    values = np.linspace(-1000, 1000, 64).reshape(8, 8).astype(np.float32)
+    tifffile.imwrite(tmp_path / "ct.tif", values)
+    windows = ((-600.0, 1500.0), (400.0, 1800.0), (40.0, 80.0))
+    (image,) = read_file(tmp_path / "ct.tif", DecodeOptions(windows=windows))
+    assert isinstance(image, DecodedImage)
+    assert image.pixels.shape == (8, 8, 3)
+    for channel, window in enumerate(windows):
+        (alone,) = read_file(tmp_path / "ct.tif", DecodeOptions(intensity_window=window))
+        assert isinstance(alone, DecodedImage)
+        np.testing.assert_array_equal(image.pixels[..., channel] >> 8, alone.pixels >> 8)
+    again = next(read_bytes(encode_png(image), DecodeOptions(windows=windows)))
+    assert isinstance(again, DecodedImage)
+    np.testing.assert_array_equal(again.pixels, image.pixels)  # as the frozen test split keeps it
+    schema = ImageSchema(8, 3, DecodeOptions(windows=windows))
+    assert ImageSchema.from_json(json.loads(json.dumps(schema.to_json()))) == schema
+    assert "windows" not in ImageSchema(8, 3).to_json()["reading"]
+
+
+def test_windows_by_name_and_number_reach_the_options() -> None:
+    data = ImageData(path="x", channels=3, intensity_window=("lung", (40, 80), "bone"))
+    assert ImageSchema.from_config(data).options.windows == (
+        CT_WINDOWS["lung"],
+        (40, 80),
+        CT_WINDOWS["bone"],
+    )
+    with pytest.raises(ValueError, match="three intensity windows become three channels, not 1"):
+        ImageData(path="x", intensity_window=("lung", "bone", "brain"))

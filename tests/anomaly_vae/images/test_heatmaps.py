@@ -151,7 +151,7 @@ def test_any_pattern_falls_into_the_right_components(hot: NDArray[np.bool_]) -> 
         int(one): int(np.flatnonzero(label[ys, xs] == one)[0]) for one in np.unique(label[hot])
     }
     expected = [first[int(one)] for one in label[ys, xs]]
-    assert heatmaps._components(xs, ys).tolist() == expected
+    assert heatmaps.components(xs, ys).tolist() == expected
 
 
 def test_a_long_thin_snake_is_one_region() -> None:
@@ -160,7 +160,7 @@ def test_a_long_thin_snake_is_one_region() -> None:
     snake[1:4:8, -1] = snake[2::8, -1] = snake[3::8, -1] = snake[1::8, -1] = True
     snake[5::8, 0] = snake[6::8, 0] = snake[7::8, 0] = True
     ys, xs = np.nonzero(snake)
-    assert set(heatmaps._components(xs, ys)) == {0}
+    assert set(heatmaps.components(xs, ys)) == {0}
 
 
 def test_regions_come_largest_first_and_no_more_than_asked() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, distributions
 from torch.nn import functional as F
 
 from anomaly_vae.images.encoding import ImageLayout
+from anomaly_vae.models import image_likelihoods
 from anomaly_vae.models.image_likelihoods import (
     INITIAL_LOG_VAR,
     Bands,
@@ -279,3 +280,15 @@ def test_an_inverted_image_costs_more_than_none() -> None:
     ]
     assert energies == sorted(energies)
     assert energies[2] > 1.5 * energies[1]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_quick_gradient_of_a_window_sum_is_that_of_its_convolutions(channels: int) -> None:
+    images = torch.randn(2, channels, 9, 9, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: image_likelihoods._window_sum(x, 5), images)
+    weights = torch.randn_like(images)
+    found, expected = (
+        torch.autograd.grad((total(images, 5) * weights).sum(), images)[0]
+        for total in (image_likelihoods._window_sum, image_likelihoods._two_convolutions)
+    )
+    torch.testing.assert_close(found, expected)
