@@ -47,7 +47,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 BACKBONE_DEFAULTS: dict[str, Any] = {
     "data": {"size": 224},
     "score": {"standardise": False},
-    "training": {"beta": 0.3},
+    "training": {"beta": 0.3, "keep": "best"},
 }
 """Defaults that `model.backbone` changes."""
 

@@ -212,6 +212,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "image",
         {"model": {"localization_head": True}, "score": {"type": "contamination"}},
     ),
+    "image vae, backbone": (
+        "image",
+        {"model": {"backbone": "efficientnet_lite0", "latent_dim": None, "hidden_dim": 16}},
+    ),
     "image autoencoder": ("image", {"model": {"type": "autoencoder"}}),
     "image autoencoder, hierarchical": (
         "image",
