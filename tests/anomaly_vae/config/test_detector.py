@@ -91,7 +91,7 @@ BACKBONE = {"backbone": "efficientnet_lite0"}
 def test_a_backbone_changes_defaults_that_are_not_given() -> None:
     config = validate_config(merged(SCANS, {"model": BACKBONE, "score": "neg_elbo"}))
     assert isinstance(config, ImageConfig)
-    assert config.data.size == 224
+    assert (config.data.size, config.data.fit) == (224, "stretch")
     assert (config.score.unit, config.training.beta, config.training.keep) == ("nats", 0.3, "best")
     assert config.resolve(1, 1).model.latent_dim == 64
     changed = {"data": {"size": 32}, "training": {"beta": 1}}
