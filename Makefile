@@ -2,7 +2,7 @@ PYTHON ?= python3
 
 BIN := .venv/bin
 PIP := -m pip --disable-pip-version-check install --quiet
-EXTRAS := train,serve,images,review,server,client,oidc,otel,redis,dev
+EXTRAS := train,serve,images,backbone,review,server,client,oidc,otel,redis,dev
 # What `make lock` may not move: torch 2.13 and MLflow 3.17 are what the project is tested with.
 HELD := 'torch==2.13.*' 'mlflow==3.17.*'
 # No dependency of the project: clusters bring their own.

@@ -45,9 +45,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Defaults that each preset changes, by kind of data."""
 BACKBONE_DEFAULTS: dict[str, Any] = {
-    "data": {"size": 224},
+    "data": {"size": 224, "fit": "stretch"},
     "score": {"standardise": False},
-    "training": {"beta": 0.3},
+    "training": {"beta": 0.3, "keep": "best"},
 }
 """Defaults that `model.backbone` changes."""
 

@@ -258,9 +258,9 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
         Raises:
             ConfigError: the model has a backbone, so that it expects features and no pixels.
         """
+        batch = self._batch(X)
         if not self.bundle_.draws:
             raise ConfigError(NO_PIXELS, key="model.backbone")
-        batch = self._batch(X)
         scorer = self.bundle_.scorer
         _, encoding = image_modality(scorer.schema, scorer.encoding)
         return _channels_last(encoding.to_images(scorer.explain(batch).expected))

@@ -1,10 +1,11 @@
 """Compute the score of images by their patches as one torch module, which is traced to a graph.
 
 Each patch is a row, and its score is the negative ELBO of a tabular model, in nats. These scores
-are enlarged to the pixels of the image, smoothed, and divided by the area of a patch, so that the
-map adds up to the score of the image: the sum over its patches. The outputs are those of
-`image_scores`, with two differences: a patch's KL term lies where the patch is and therefore in
-the map, so that ``kl`` is 0; and ``expected`` is the image, since the decoder expects features.
+are enlarged to the pixels of the image, divided by the area of a patch, and smoothed. The score of
+the image is the sum of this map: but for rounding at the border, the sum over its patches. The
+outputs are those of `image_scores`, with two differences: a patch's KL term lies where the patch is
+and therefore in the map, so that ``kl`` is 0; and ``expected`` is the image, since the decoder
+expects features.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class PatchScore(nn.Module):
         return score, nats, torch.zeros_like(score), x.clone(), latent
 
     def _spread(self, values: Tensor) -> Tensor:
-        """Spread the values of patches (N, P) over the pixels (N, S²), with the same sum."""
+        """Spread the values of patches (N, P) over the pixels (N, S²), with about the same sum."""
         grid, side = self.patches.grid, self.layout.size
         maps = values.view(-1, 1, grid, grid)
         large = F.interpolate(maps, (side, side), mode="bilinear", align_corners=False)

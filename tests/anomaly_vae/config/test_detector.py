@@ -92,6 +92,27 @@ def test_tiles_are_recorded_only_where_there_are_tiles() -> None:
     assert tiled.recorded()["data"]["tile_overlap"] == 0.25
 
 
+BACKBONE = {"backbone": "efficientnet_lite0"}
+
+
+def test_a_backbone_changes_defaults_that_are_not_given() -> None:
+    config = validate_config(merged(SCANS, {"model": BACKBONE, "score": "neg_elbo"}))
+    assert isinstance(config, ImageConfig)
+    assert (config.data.size, config.data.fit) == (224, "stretch")
+    assert (config.score.unit, config.training.beta, config.training.keep) == ("nats", 0.3, "best")
+    assert config.resolve(1, 1).model.latent_dim == 64
+    changed = {"data": {"size": 32}, "training": {"beta": 1}}
+    config = validate_config(merged(SCANS, {"model": BACKBONE, **changed}))
+    assert isinstance(config, ImageConfig)
+    assert (config.data.size, config.training.beta) == (32, 1)
+
+
+def test_the_manifest_names_a_backbone_only_where_there_is_one() -> None:
+    plain, with_one = (validate_config(merged(SCANS, {"model": model})) for model in ({}, BACKBONE))
+    assert "backbone" not in plain.recorded()["model"]
+    assert with_one.recorded()["model"]["backbone"] == "efficientnet_lite0"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -111,6 +132,16 @@ def test_tiles_are_recorded_only_where_there_are_tiles() -> None:
         ({"training": {"hide": 0.1}}, "unknown key training.hide"),
         ({"training": {"corruption": {"kind": "mask"}}}, "unknown key training.corruption.kind"),
         ({"score": "contamination"}, "score contamination needs model.localization_head: true"),
+        ({"model": {"backbone": "resnet"}}, "model.backbone: expected 'none' or"),
+        (
+            {"model": BACKBONE | {"localization_head": True}},
+            "localises by itself; leave model.localization_head out",
+        ),
+        ({"model": BACKBONE, "score": "reconstruction"}, "are scored by neg_elbo"),
+        ({"model": BACKBONE, "score": {"standardise": True}}, "leave score.type, score.draws and"),
+        ({"model": BACKBONE, "score": {"draws": 2}}, "at the posterior mean"),
+        ({"model": BACKBONE, "data": {"tiles": 64}}, "leave data.tiles and data.mask out"),
+        ({"model": BACKBONE, "data": {"mask": "foreground"}}, "leave data.tiles and data.mask out"),
     ],
 )
 def test_what_does_not_fit_images_is_refused(changes: dict[str, Any], message: str) -> None:

