@@ -17,10 +17,11 @@ from anomaly_vae.config.scoring import ImageScoreConfig, ScoreConfig
 from anomaly_vae.errors import BundleError, ConfigError
 from anomaly_vae.export.image_scores import ImageScore
 from anomaly_vae.export.onnx_tabular import torch_terms
-from anomaly_vae.export.patch_scores import PatchScore, image_score
+from anomaly_vae.export.onnx_traced import image_score
+from anomaly_vae.export.patch_scores import PatchScore
 from anomaly_vae.generation import images as generation
 from anomaly_vae.generation.latent_space import load_ensemble
-from anomaly_vae.images.encoding import ImageLayout
+from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.lifecycle.parity import parity
 from anomaly_vae.models.backbone import N_FEATURES, Patches
 from anomaly_vae.scoring.localization import localizations
@@ -81,8 +82,8 @@ def test_the_score_is_the_sum_of_the_negative_bounds_of_patches(
 
 
 def test_a_uniform_map_spreads_to_a_uniform_one(detector: ImageVAEDetector) -> None:
-    model, layout = load_ensemble(detector.bundle_), ImageLayout(1, SIZE)
-    score = image_score(model, layout, ImageScoreConfig(standardise=False))
+    encoding = ImageEncoding(ImageLayout(1, SIZE), "unit")
+    score = image_score(load_ensemble(detector.bundle_), encoding, ImageScoreConfig())
     assert isinstance(score, PatchScore)
     spread = score._spread(torch.full((1, 16), 256.0))
     torch.testing.assert_close(spread, torch.ones(1, SIZE**2))
@@ -91,7 +92,8 @@ def test_a_uniform_map_spreads_to_a_uniform_one(detector: ImageVAEDetector) -> N
 def test_models_of_pixels_have_the_score_of_pixels(detector: ImageVAEDetector) -> None:
     model = load_ensemble(detector.bundle_)
     model.patches = None
-    assert isinstance(image_score(model, ImageLayout(1, 16), ImageScoreConfig()), ImageScore)
+    encoding = ImageEncoding(ImageLayout(1, 16), "unit")
+    assert isinstance(image_score(model, encoding, ImageScoreConfig()), ImageScore)
 
 
 def test_a_blot_raises_the_score_and_is_where_the_heat_is(detector: ImageVAEDetector) -> None:
