@@ -76,7 +76,7 @@ NO_HEATMAPS = HeatmapOptions()
 
 @dataclass(frozen=True)
 class ImageRows:
-    """What the result rows of N images have in addition to those of tables."""
+    """Further columns and source pixels of the result rows of N images."""
 
     columns: Mapping[str, pa.Array]
     """Further columns (N,)."""
