@@ -76,7 +76,7 @@ NO_HEATMAPS = HeatmapOptions()
 
 @dataclass(frozen=True)
 class ImageRows:
-    """Columns and boxes that the result rows of N images have, and those of tables do not."""
+    """Further columns and source pixels of the result rows of N images."""
 
     columns: Mapping[str, pa.Array]
     """Further columns (N,)."""

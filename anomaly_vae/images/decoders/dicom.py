@@ -416,7 +416,7 @@ def _spacing(dataset: Dataset, name: str) -> PixelSpacing | None:
 
 
 def _numbers(dataset: Dataset, name: str, count: int) -> Values | None:
-    """Return the finite numbers of an element; None if it has another number of them."""
+    """Return the finite numbers of an element; None unless it has ``count`` of them."""
     with suppress(*NUMBER_ERRORS):  # pydicom reads the value only here
         found = np.atleast_1d(np.asarray(dataset.get(name), np.float64))
         return found if found.shape == (count,) and np.isfinite(found).all() else None
