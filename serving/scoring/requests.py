@@ -49,6 +49,7 @@ _decoder = msgspec.json.Decoder(ScoreRequest)
 _lenient_decoder = msgspec.json.Decoder(_LenientRequest)
 keys_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _raw_decoder: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list[msgspec.Raw])
+_value_decoder = msgspec.json.Decoder(Any)
 _record_decoder = msgspec.json.Decoder(dict[str, Any])
 RECORD_PATH = re.compile(
     r"\$\.(?:records|dataframe_records|dataframe_split\.data|instances|inputs(?=\[\d+\]\[))\[(\d+)\]"
@@ -170,10 +171,10 @@ def _decode(body: bytes, max_records: int) -> DecodedBody:
             raise
     others = {name: raw for name, raw in keys.items() if name != "records"}
     request = parse(_lenient_decoder, msgspec.json.encode({**others, "records": []}))
-    raw_records = _raw_decoder.decode(keys["records"])
+    raw_records = parse(_raw_decoder, keys["records"])
     check_count(len(raw_records), max_records)
     records, bad = _decode_each(raw_records)
-    if request.errors == "refuse":
+    if bad and request.errors == "refuse":
         raise unfit_records(bad)
     return DecodedBody(msgspec.structs.replace(request, records=records), bad, unknown)
 
@@ -199,8 +200,8 @@ def _decode_cells(raw: msgspec.Raw) -> tuple[dict[str, Any], str | None]:
     If it is no record, there are neither.
     """
     try:
-        cells = keys_decoder.decode(raw)
-    except msgspec.ValidationError:
+        cells = parse(keys_decoder, raw)
+    except UnfitBodyError:
         return {}, None
     values = {name: _decode_cell(cell) for name, cell in cells.items()}
     record = {name: value for name, value in values.items() if value is not msgspec.UNSET}
@@ -210,8 +211,8 @@ def _decode_cells(raw: msgspec.Raw) -> tuple[dict[str, Any], str | None]:
 def _decode_cell(raw: msgspec.Raw) -> Any:
     """Return a value, or ``UNSET`` if it cannot be decoded."""
     try:
-        return msgspec.json.decode(raw)
-    except msgspec.ValidationError:
+        return parse(_value_decoder, raw)
+    except UnfitBodyError:
         return msgspec.UNSET
 
 

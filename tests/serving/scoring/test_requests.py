@@ -18,6 +18,8 @@ from tests.support.http_requests import JSON, asgi_post, post, refused
         b'{"records": [{"TX_AMOUNT": Infinity}]}',
         b'{"records": [{"TX_AMOUNT": -Infinity}]}',
         b'{"records": [{"TX_CHANNEL": "\xff"}]}',
+        b'{"records": [{"TX_AMOUNT": 1e999, "\xff": 1}]}',
+        b'{"records": [{"TX_AMOUNT": 1e999, "TX_CHANNEL": "\xff"}]}',
         b'{"records": [{"TX_CHANNEL": "\\ud800"}]}',
         b'{"records": [' + b'{"a":' * 100_000,
     ],
@@ -25,6 +27,15 @@ from tests.support.http_requests import JSON, asgi_post, post, refused
 )
 def test_malformed(client, body):
     refused(post(client, body), 400, "malformed")
+
+
+@pytest.mark.parametrize(
+    ("last", "status"),
+    [(b"5", 422), (b'[{"TX_AMOUNT": 1}]', 200), (b'[{"TX_AMOUNT": 1e999}]', 422)],
+)
+def test_the_last_of_several_lists_of_records_counts(client, last, status):
+    body = b'{"records": [{"TX_AMOUNT": 1e999}], "records": ' + last + b"}"
+    assert post(client, body).status_code == status
 
 
 @pytest.mark.parametrize(
