@@ -79,6 +79,18 @@ def test_other_columns_and_kinds_are_named(
     assert incompatibility(bundle, *ready) == "it is a model of kind tabular"
 
 
+def test_another_backbone_is_named(
+    image_config: ImageConfig, image_prepared: Prepared, image_bundle: Bundle
+) -> None:
+    """The manifest of a model without one does not mention it."""
+    score = {"score__type": "neg_elbo", "score__draws": 1, "score__standardise": False}
+    other = changed(image_config, model__backbone="efficientnet_lite0", **score)
+    model = {key: value for key, value in image_config.model if key != "backbone"}
+    other = changed(other, **{f"model__{key}": value for key, value in model.items()})
+    found = incompatibility(image_bundle, planned(other, image_prepared), image_prepared.encoding)
+    assert found == "its model.backbone is none, this one's efficientnet_lite0"
+
+
 def test_the_order_of_levels_is_the_earlier_ones_where_they_are_the_same(
     prepared: Prepared,
 ) -> None:
