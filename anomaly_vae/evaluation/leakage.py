@@ -123,7 +123,10 @@ def single_feature_aurocs(
     found = [
         (name, kind, max(_aurocs(values, anomaly[rows], seed))) for name, values in examined.items()
     ]
-    if kind == "column" and max((auroc for *_, auroc in found), default=1) < WARNING_AUROC["columns"]:
+    if (
+        kind == "column"
+        and max((auroc for *_, auroc in found), default=1) < WARNING_AUROC["columns"]
+    ):
         found += _marked_together(examined, anomaly[rows], seed)
     results = [
         SingleFeatureAUROC(*one, one[-1] - 2 * _standard_error(one[-1], *map(len, classes)))
