@@ -179,13 +179,12 @@ def _marked_together(
     The indicators of a code reveal only together what the code reveals alone. A row is ranked by
     the state of it that is most telling, whichever column has it.
     """
-    states = {name: _two_states(values) for name, values in features.items()}
-    names = [name for name, codes in states.items() if codes is not None]
-    if len(names) < MIN_TOGETHER:
+    every = ((name, _two_states(values)) for name, values in features.items())
+    states = {name: codes for name, codes in every if codes is not None}
+    if len(states) < MIN_TOGETHER:
         return
-    shares = np.array(
-        [_anomaly_shares_of_levels(states[name], anomaly, seed) for name in names], np.float32
-    )
+    found = [_anomaly_shares_of_levels(codes, anomaly, seed) for codes in states.values()]
+    names, shares = list(states), np.array(found, np.float32)
     for marks, marked in ((shares, anomaly), (-shares, ~anomaly)):
         auroc = float(Ranking(marks.max(axis=0), marked).auroc())
         if auroc >= WARNING_AUROC["columns"]:

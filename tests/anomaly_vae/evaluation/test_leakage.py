@@ -142,13 +142,14 @@ def test_where_all_are_twins_no_figure_is_left() -> None:
 # ---------------------------------------------------------------- columns that reveal it together
 
 
+KINDS = np.arange(1, 4)[:, None]
 CODE = np.where(ANOMALY, rng().choice([1, 2, 3], 600, p=[0.5, 0.3, 0.2]), 0)
 NORMAL_CODE = np.where(ANOMALY, 0, rng().choice([1, 2, 3], 600, p=[0.5, 0.3, 0.2]))
 INDICATORS = {
-    "of anomalies": {f"is_{k}": (CODE == k) * 1.0 for k in (1, 2, 3)},
-    "of normal rows": {f"is_{k}": (NORMAL_CODE == k) * 1.0 for k in (1, 2, 3)},
-    "as text": {f"is_{k}": levels(CODE == k) for k in (1, 2, 3)},
-    "as dates": {f"is_{k}": np.where(CODE == k, np.arange(600.0), np.nan) for k in (1, 2, 3)},
+    "of anomalies": (KINDS == CODE) * 1.0,
+    "of normal rows": (KINDS == NORMAL_CODE) * 1.0,
+    "as text": list(map(levels, KINDS == CODE)),
+    "as dates": np.where(KINDS == CODE, np.arange(600.0), np.nan),
 }
 
 
@@ -156,7 +157,8 @@ INDICATORS = {
 def test_indicators_of_a_code_that_gives_the_label_away_are_found(kind: str) -> None:
     noise = rng()
     honest = {"number": noise.normal(size=600), "flag": (noise.random(600) < 0.2) * 1.0}
-    first, *others = single_feature_aurocs(INDICATORS[kind] | honest, ANOMALY)
+    indicators = {f"is_{k + 1}": values for k, values in enumerate(INDICATORS[kind])}
+    first, *others = single_feature_aurocs(indicators | honest, ANOMALY)
     assert (first.name, first.kind) == ("'is_1', 'is_2', 'is_3'", "columns")
     assert first.auroc > 0.99 > max(one.auroc for one in others)
     (warning,) = warnings([first], auroc=0.999)
