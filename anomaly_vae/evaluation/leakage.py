@@ -16,26 +16,31 @@ from numpy.typing import NDArray
 from anomaly_vae.data.converters import Levels
 from anomaly_vae.data.schema import Values
 from anomaly_vae.evaluation.bootstrap import Ranking
+from anomaly_vae.messages import listed
 
 Mask = NDArray[np.bool_]
-Kind = Literal["column", "file", "image"]
+Kind = Literal["column", "columns", "file", "image"]
 
-WARNING_AUROC: Mapping[Kind, float] = {"column": 0.99, "file": 0.8, "image": 0.9}
+WARNING_AUROC: Mapping[Kind, float] = {"column": 0.99, "columns": 0.99, "file": 0.8, "image": 0.9}
 """Minimum AUROC of a single feature for a warning, by kind of feature."""
 NOUNS: Mapping[Kind, str] = {
     "column": "column '{}' alone",
+    "columns": "what is marked in one of the columns {} alone",
     "file": "the file's {} alone",
     "image": "the image's {} alone",
 }
 """Subject of a warning, by kind of feature."""
 REMEDIES: Mapping[Kind, str] = {
     "column": "if it is known only after the label, leave it out (data.ignore)",
+    "columns": "if they are known only after the label, leave them out (data.ignore)",
     "file": "normal images and anomalies come from different sources, and figures measure that",
     "image": "a detector that only measures this would do as well",
 }
 """Advice in a warning, by kind of feature."""
 MAX_ROWS, MAX_COLUMNS, MAX_REPORTED = 20_000, 500, 10
 """Maximum numbers of rows per class, of features examined, and of features reported."""
+MIN_TOGETHER = 2
+"""Minimum number of columns that reveal a label together."""
 MIN_ROWS, FOLDS = 10, 5
 """Minimum number of rows per class, and number of folds to estimate levels on other rows."""
 TOLERATED_DUPLICATES = 0.02
@@ -105,19 +110,28 @@ class Duplicates:
 def single_feature_aurocs(
     features: Mapping[str, Values], anomaly: Mask, kind: Kind = "column", seed: int = 0
 ) -> list[SingleFeatureAUROC]:
-    """Return the AUROC of each feature, best first; an empty list if there are too few rows."""
+    """Return the AUROC of each feature, best first; an empty list if there are too few rows.
+
+    Columns that reveal the label together, as the indicators of a code do, count as one feature of
+    the kind ``columns``; it is left out unless its AUROC calls for a warning.
+    """
     classes = [_spread_positions(~anomaly), _spread_positions(anomaly)]
     if min(map(len, classes)) < MIN_ROWS:
         return []
     rows = np.sort(np.concatenate(classes))
-    results = []
-    for name, values in list(features.items())[:MAX_COLUMNS]:
-        auroc = max(_aurocs(values.take(rows), anomaly[rows], seed))
-        results.append(
-            SingleFeatureAUROC(
-                name, kind, auroc, auroc - 2 * _standard_error(auroc, *map(len, classes))
-            )
-        )
+    examined = {name: values.take(rows) for name, values in list(features.items())[:MAX_COLUMNS]}
+    found = [
+        (name, kind, max(_aurocs(values, anomaly[rows], seed))) for name, values in examined.items()
+    ]
+    if (
+        kind == "column"
+        and max((auroc for *_, auroc in found), default=1) < WARNING_AUROC["columns"]
+    ):
+        found += _marked_together(examined, anomaly[rows], seed)
+    results = [
+        SingleFeatureAUROC(*one, one[-1] - 2 * _standard_error(one[-1], *map(len, classes)))
+        for one in found
+    ]
     return sorted(results, key=lambda result: -result.auroc)[:MAX_REPORTED]
 
 
@@ -155,6 +169,37 @@ def _aurocs(values: Values, anomaly: Mask, seed: int) -> Iterator[float]:
     for ranked in (values, np.abs(values - middle)):
         yield from _both_directions(np.unique(ranked, return_inverse=True)[1], anomaly)
     yield from _both_directions(_anomaly_shares_of_levels(values, anomaly, seed), anomaly)
+
+
+def _marked_together(
+    features: Mapping[str, Values], anomaly: Mask, seed: int
+) -> Iterator[tuple[str, Kind, float]]:
+    """Yield the columns of which one or another marks each anomaly, or each normal row.
+
+    The indicators of a code reveal only together what the code reveals alone. A row is ranked by
+    the state of it that is most telling, whichever column has it.
+    """
+    every = ((name, _two_states(values)) for name, values in features.items())
+    states = {name: codes for name, codes in every if codes is not None}
+    if len(states) < MIN_TOGETHER:
+        return
+    found = [_anomaly_shares_of_levels(codes, anomaly, seed) for codes in states.values()]
+    names, shares = list(states), np.array(found, np.float32)
+    for marks, marked in ((shares, anomaly), (-shares, ~anomaly)):
+        auroc = float(Ranking(marks.max(axis=0), marked).auroc())
+        if auroc >= WARNING_AUROC["columns"]:
+            telling = np.unique(marks[:, marked].argmax(axis=0))
+            yield listed([names[column] for column in telling]), "columns", auroc
+
+
+def _two_states(values: Values) -> NDArray[Any] | None:
+    """Return the states (N,) of a column that has two, else whether values are missing, if any."""
+    codes = values.codes if isinstance(values, Levels) else values
+    missing = codes < 0 if isinstance(values, Levels) else np.isnan(codes)
+    states = np.unique(codes, return_inverse=True)[1]
+    if states.max() == 1:
+        return states
+    return missing if missing.any() and not missing.all() else None
 
 
 def _both_directions(ranks: NDArray[Any], anomaly: Mask) -> Iterator[float]:

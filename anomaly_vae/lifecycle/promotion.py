@@ -224,15 +224,15 @@ def _check_leak(policy: PromotionConfig, comparison: Comparison) -> RuleResult |
     if best is None or limit is None:
         return None
     passed = best.auroc < limit
-    text = (
-        f"the feature that separates anomalies best on its own is '{best.name}': AUROC "
-        f"{best.auroc:.4f}, {'below' if passed else 'not below'} {limit:g}"
-    )
+    named = f"the feature that separates anomalies best on its own is '{best.name}'"
+    if best.kind == "columns":
+        named = f"the features {best.name} mark anomalies together"
+    text = f"{named}: AUROC {best.auroc:.4f}, {'below' if passed else 'not below'} {limit:g}"
     advice = (
-        "; if it is known only after the label, add it to data.ignore and train again, otherwise "
-        "promote with --force"
+        "; if this is known only after the label, add it to data.ignore and train again, "
+        "otherwise promote with --force"
     )
-    figures = {"auroc": best.auroc, "feature": best.name, "limit": limit}
+    figures = {"auroc": best.auroc, "feature": best.name, "kind": best.kind, "limit": limit}
     return RuleResult(Rule.NO_LEAK, passed, figures, text + ("" if passed else advice))
 
 

@@ -29,6 +29,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly_vae.data.encoding import WEEKDAYS as WEEKDAY_NAMES
 from anomaly_vae.data.splitting import DAY
 from anomaly_vae.monitoring.martingale import Counts, Floats
 
@@ -356,7 +357,7 @@ def describe_span(timeline: Timeline) -> str:
 
     >>> import numpy as np
     >>> describe_span(Timeline("at", np.arange(10) * 86400.0, is_read=True))
-    "monitoring: the calibration rows cover 9.0 days of 'at'; ... once they cover 14 days"
+    "monitoring: the calibration rows cover 9.0 days of 'at'; ...; give calibration 14 days"
     """
     days = float(np.ptp(timeline.seconds)) / DAY
     head = f"monitoring: the calibration rows cover {days:.1f} days of '{timeline.column}'; "
@@ -367,6 +368,16 @@ def describe_span(timeline: Timeline) -> str:
         )
     if not timeline.is_read:
         return f"{head}the model does not read it, so an hour is not compared with the same hour"
-    if days < WEEK_DAYS - 1:
-        return f"{head}weekdays are compared with the same weekday once they cover {WEEK_DAYS} days"
-    return f"{head}traffic is compared with the same hour and weekday"
+    if days >= WEEK_DAYS - 1:
+        return f"{head}traffic is compared with the same hour and weekday"
+    return f"{head}traffic is compared with the same hour, but {_unchecked_weekdays(timeline)}"
+
+
+def _unchecked_weekdays(timeline: Timeline) -> str:
+    """Say what cannot be checked of weekdays of which few were seen."""
+    seen = {WEEKDAY_NAMES[int(day)] for day in week_cells(timeline.seconds) % WEEKDAYS}
+    unseen = [name for name in WEEKDAY_NAMES if name not in seen]
+    what = "how weekdays differ is known from one or two days each"
+    if unseen:
+        what = f"the monitor cannot tell what is usual on {', '.join(unseen)} from a shift"
+    return f"{what}; give calibration {WEEK_DAYS} days"

@@ -76,7 +76,8 @@ MAX_EXACT_ROWS = 100_000
 For more rows, the limit is extrapolated and slightly too high.
 """
 HARMLESS_FLAGS = 12
-"""Number of flags that never break the guarantee: a few related rows may come together."""
+"""Number of flags that never break the guarantee, and of rows that never raise doubts about it: a
+few related rows may come together."""
 FLAG_DIGITS = 3
 """Number of digits of the expected share of flags, relative to alpha; limits are cached."""
 ROWS, FLAGGED, FIRST_BIN = 0, 1, 2
@@ -303,6 +304,8 @@ class Monitor:
 
     def _status(self, rows: int, limit: int, martingale: float, broken: bool) -> Status:
         """Return the status for the whole window's limit on flags and the evidence."""
+        if rows <= HARMLESS_FLAGS:
+            return "unknown"
         if broken:
             return "broken"
         if martingale >= -math.log10(DOUBT_LEVEL):

@@ -48,11 +48,14 @@ def _unscored(figures: Figures, noun: str) -> str:
 
 
 def _leak(figures: Figures, noun: str) -> str:
+    who = f"A single feature, '{figures['feature']}', tells"
+    if figures["kind"] == "columns":
+        who = f"The features {figures['feature']} together tell"
     return (
-        f"A single feature, '{figures['feature']}', tells anomalies from normal {noun} almost "
-        f"without fail: {plain_number(figures['auroc'])}, where 0.5 is guessing, 1 is perfect and "
-        f"{plain_number(figures['limit'])} is suspicious. Such a feature is mostly written after "
-        "the case was decided, and is then empty when the model needs it."
+        f"{who} anomalies from normal {noun} almost without fail: "
+        f"{plain_number(figures['auroc'])}, where 0.5 is guessing, 1 is perfect and "
+        f"{plain_number(figures['limit'])} is suspicious. Such values are mostly written after the "
+        "case was decided, and missing when the model needs them."
     )
 
 
@@ -179,8 +182,8 @@ WORDS: Mapping[Rule, tuple[Callable[[Figures, str], str], str]] = {
     ),
     Rule.NO_LEAK: (
         _leak,
-        "if the feature is known only afterwards, add it to data.ignore and train again; if it is "
-        "known in time, say so with --force --reason TEXT.",
+        "if this is known only afterwards, add it to data.ignore and train again; if it is known "
+        "in time, say so with --force --reason TEXT.",
     ),
     Rule.ABOVE_CHANCE: (
         _below_chance,

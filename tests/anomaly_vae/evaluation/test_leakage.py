@@ -137,3 +137,44 @@ def test_a_few_twins_are_no_warning() -> None:
 def test_where_all_are_twins_no_figure_is_left() -> None:
     found = Duplicates.from_mask(np.ones(600, bool), ANOMALY, np.zeros(600))
     assert found.auroc_without is None
+
+
+# ---------------------------------------------------------------- columns that reveal it together
+
+
+KINDS = np.arange(1, 4)[:, None]
+CODE = np.where(ANOMALY, rng().choice([1, 2, 3], 600, p=[0.5, 0.3, 0.2]), 0)
+NORMAL_CODE = np.where(ANOMALY, 0, rng().choice([1, 2, 3], 600, p=[0.5, 0.3, 0.2]))
+INDICATORS = {
+    "of anomalies": (KINDS == CODE) * 1.0,
+    "of normal rows": (KINDS == NORMAL_CODE) * 1.0,
+    "as text": list(map(levels, KINDS == CODE)),
+    "as dates": np.where(KINDS == CODE, np.arange(600.0), np.nan),
+}
+
+
+@pytest.mark.parametrize("kind", INDICATORS)
+def test_indicators_of_a_code_that_gives_the_label_away_are_found(kind: str) -> None:
+    noise = rng()
+    honest = {"number": noise.normal(size=600), "flag": (noise.random(600) < 0.2) * 1.0}
+    indicators = {f"is_{k + 1}": values for k, values in enumerate(INDICATORS[kind])}
+    first, *others = single_feature_aurocs(indicators | honest, ANOMALY)
+    assert (first.name, first.kind) == ("'is_1', 'is_2', 'is_3'", "columns")
+    assert first.auroc > 0.99 > max(one.auroc for one in others)
+    (warning,) = warnings([first], auroc=0.999)
+    assert "in one of the columns 'is_1', 'is_2', 'is_3'" in warning
+    assert "data.ignore" in warning
+
+
+def test_indicators_are_not_suspected_without_a_reason() -> None:
+    """Many flags that have nothing to do with the label, and some that are good features."""
+    chance = rng().random((300, 600))
+    flags = {str(k): (row < 0.02) * 1.0 for k, row in enumerate(chance)}
+    good = {f"good {k}": (row < 0.05 + 0.4 * ANOMALY) * 1.0 for k, row in enumerate(chance[:5])}
+    for columns in (flags, good):
+        assert {one.kind for one in single_feature_aurocs(columns, ANOMALY)} == {"column"}
+
+
+def test_a_column_that_reveals_the_label_alone_is_not_named_with_others() -> None:
+    columns = {"label": ANOMALY * 1.0, "flag": (np.arange(600) % 5 == 0) * 1.0}
+    assert {one.kind for one in single_feature_aurocs(columns, ANOMALY)} == {"column"}

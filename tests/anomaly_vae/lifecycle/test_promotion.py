@@ -331,9 +331,17 @@ def test_a_feature_that_reveals_the_label_refuses_even_the_first_model() -> None
     evidence = replace(SAME, single_features=features)
     assert grounds(None, evaluation(), evidence) == {RefusalReason.LEAKS}
     found = only(Rule.NO_LEAK, evidence)
-    assert found.figures == {"auroc": 0.995, "feature": "TX_FRAUD_SCENARIO", "limit": 0.99}
+    feature = {"feature": "TX_FRAUD_SCENARIO", "kind": "column"}
+    assert found.figures == {"auroc": 0.995, "limit": 0.99, **feature}
     for word in ("TX_FRAUD_SCENARIO", "0.9950", "data.ignore", "--force"):
         assert word in found.text
+
+
+def test_features_that_reveal_the_label_together_refuse_a_model() -> None:
+    together = SingleFeatureAUROC("'stolen', 'cloned'", "columns", 1.0, 1.0)
+    found = only(Rule.NO_LEAK, replace(SAME, single_features=[together]))
+    assert not found.passed
+    assert "features 'stolen', 'cloned' mark anomalies together: AUROC 1.0000" in found.text
 
 
 def test_a_good_feature_is_no_leak_and_the_limit_can_be_set() -> None:

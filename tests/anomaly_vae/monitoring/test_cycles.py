@@ -139,7 +139,8 @@ def test_it_comes_back_from_its_tensors():
     ("days", "is_read", "told"),
     [
         (2, True, "fewer than 3"),
-        (5, True, "once they cover 14 days"),
+        (5, True, "cannot tell what is usual on Sat, Sun from a shift; give calibration 14 days"),
+        (9, True, "how weekdays differ is known from one or two days each; give calibration 14"),
         (14, True, "same hour and weekday"),
         (14, False, "the model does not read it"),
     ],

@@ -129,9 +129,10 @@ def test_no_rows_leave_the_promise_as_it_is():
     assert report.martingale_log10 == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("rows", [0, 1, 7])
-def test_so_few_rows_tell_nothing_even_if_all_are_flagged(rows):
-    report = told(*monitor_of(share=0.01), np.full(rows, 9.0))
+@pytest.mark.parametrize("share", [0.0, 0.01])
+@pytest.mark.parametrize("rows", [0, 1, 7, 12])
+def test_so_few_rows_tell_nothing_even_if_all_are_flagged(rows, share):
+    report = told(*monitor_of(share=share), np.full(rows, 9.0))
     assert (report.status, report.flagged) == ("unknown", rows)
     assert report.flagged_limit >= rows
 
