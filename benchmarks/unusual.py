@@ -30,7 +30,7 @@ from anomaly_vae.images.decoding import read_file
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.images.pixels import DecodedImage, DecodeOptions
 from anomaly_vae.images.schema import crop_and_resize, image_batch
-from anomaly_vae.images.typicality import ImageTypicality
+from anomaly_vae.images.unusual.typicality import ImageTypicality
 from anomaly_vae.scoring.unusual import UnusualTest
 from benchmarks.common import (
     Column,

@@ -179,7 +179,7 @@ def _kind(encoding: Encoding) -> Any:
     """Return the class of the properties; that of images is imported only for images."""
     if isinstance(encoding, TabularEncoding):
         return TableTypicality
-    from anomaly_vae.images.typicality import ImageTypicality
+    from anomaly_vae.images.unusual.typicality import ImageTypicality
 
     return ImageTypicality
 

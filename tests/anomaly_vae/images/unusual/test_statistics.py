@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anomaly_vae.images.statistics import blocks, describe, gradients, names, standardise
+from anomaly_vae.images.unusual.statistics import blocks, describe, gradients, names, standardise
 
 GRID = np.linspace(-1, 1, 32)
 NOISE = np.random.default_rng(0).normal(size=(32, 32))

@@ -1,11 +1,11 @@
 """Measure how far an image is from the training images, and which fault it seems to have.
 
-Simple statistics of an image (`anomaly_vae.images.statistics`) are compared with those of training
+Simple statistics of an image (`images.unusual.statistics`) are compared with those of training
 images in two ways. A Mahalanobis distance measures how unlikely they are altogether, whatever the
 cause. Linear discriminants, learnt from training images with simulated faults
-(`anomaly_vae.images.faults`), recognise faults that are expected: blur, noise, a blank half, an
-image that is turned, upside down or inverted. A fault that held-out images do not show reliably is
-left out. No label is used.
+(`images.unusual.faults`), recognise faults that are expected: blur, noise, a blank half, an image
+that is turned, upside down or inverted. A fault that held-out images do not show reliably is left
+out. No label is used.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.data.splitting import spread
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
-from anomaly_vae.images.faults import FAULTS
-from anomaly_vae.images.statistics import describe, gradients, names, standardise
+from anomaly_vae.images.unusual.faults import FAULTS
+from anomaly_vae.images.unusual.statistics import describe, gradients, names, standardise
 
 Values = NDArray[np.float64]
 Reasons = NDArray[np.object_]

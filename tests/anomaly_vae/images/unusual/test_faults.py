@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anomaly_vae.images.faults import FAULTS
-from anomaly_vae.images.typicality import SIGNS, WORDS
+from anomaly_vae.images.unusual.faults import FAULTS
+from anomaly_vae.images.unusual.typicality import SIGNS, WORDS
 
 IMAGE = np.random.default_rng(0).random((1, 16, 16))
 

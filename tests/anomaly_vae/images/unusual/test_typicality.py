@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
-from anomaly_vae.images.faults import FAULTS
-from anomaly_vae.images.typicality import WORDS, ImageTypicality
+from anomaly_vae.images.unusual.faults import FAULTS
+from anomaly_vae.images.unusual.typicality import WORDS, ImageTypicality
 from anomaly_vae.scoring.unusual import UnusualTest
 
 SIDE = 16
