@@ -148,6 +148,6 @@ def _notes(verdicts: Verdicts, rows: int, conflicts: Verdicts) -> Iterator[str]:
         ids = list(dict.fromkeys(conflicts.ids.to_pylist()))
         yield (
             "Warning: late labels of the same id contradict each other "
-            f"({counted(len(ids), 'ids')}: {listed(ids, most=MAX_SHOWN)}), and no time 'at' says which is newer; the last one "
-            "counts"
+            f"({counted(len(ids), 'ids')}: {listed(ids, most=MAX_SHOWN)}), and no time 'at' says "
+            "which is newer; the last one counts"
         )
