@@ -57,6 +57,15 @@ def shown(value: object) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, whose plural ends with an s.
+
+    >>> counted(1, "rows"), counted(1200, "rows")
+    ('1 row', '1,200 rows')
+    """
+    return f"{count:,} {noun.removesuffix('s') if count == 1 else noun}"
+
+
 def plain_number(value: float) -> str:
     """Return a number with three significant digits, more before the point, and no exponent.
 

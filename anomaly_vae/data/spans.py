@@ -28,6 +28,8 @@ HOUR = float(UNIT_SECONDS["h"])
 """Length of an hour, in seconds."""
 SPLITS = ("train", "calibration", "test")
 """Names of the splits that are given as spans, in order of time."""
+LATE_SPLITS = ("calibration", "test")
+"""Splits that lose most if rows are missing or the newest time is wrong."""
 FROZEN_SHARE = 0.5
 """Share of a day's rows in a frozen test split above which spans skip the day."""
 EARLIEST, LATEST = (
@@ -130,7 +132,11 @@ def resolve_spans(time: Times, splits: Splits, frozen: Times | None = None) -> R
         intervals,
         float(known.max()),
         held,
-        (*_missing(given["train"], train, known.min(), unit), *_skipped(held, intervals)),
+        (
+            *_missing(given["train"], train, known.min(), unit),
+            *_skipped(held, intervals),
+            *_gap(intervals, known),
+        ),
     )
 
 
@@ -190,6 +196,23 @@ def _skipped(held: Interval | None, intervals: Mapping[str, Interval]) -> tuple[
     return (
         f"the rows of {held}, the frozen test split, neither train nor calibrate; earlier rows "
         "take their place",
+    )
+
+
+def _gap(intervals: Mapping[str, Interval], known: Times) -> tuple[str, ...]:
+    """Return a note if the longest gap in days of the data is in, or just before, a late split."""
+    days = np.unique(np.floor(known / DAY)) * DAY
+    gaps = np.diff(days)
+    longest = gaps.max(initial=DAY)
+    if longest == DAY or (gaps == longest).sum() > 1:
+        return ()
+    last = days[1:][gaps.argmax()]
+    names = (name for name in LATE_SPLITS if intervals[name].start <= last < intervals[name].stop)
+    return tuple(
+        f"Warning: data.splits.{name} is {intervals[name]}, but there are no rows from "
+        f"{Interval(last - longest + DAY, last)}, longer than anywhere else; check that no rows "
+        "are lost and that the newest time is right, from which spans are counted back"
+        for name in names
     )
 
 

@@ -25,7 +25,7 @@ WARNING_AUROC: Mapping[Kind, float] = {"column": 0.99, "columns": 0.99, "file": 
 """Minimum AUROC of a single feature for a warning, by kind of feature."""
 NOUNS: Mapping[Kind, str] = {
     "column": "column '{}' alone",
-    "columns": "what is marked in one of the columns {} alone",
+    "columns": "a mark in any of the columns {}",
     "file": "the file's {} alone",
     "image": "the image's {} alone",
 }

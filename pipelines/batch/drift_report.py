@@ -10,7 +10,7 @@ from pipelines import console
 EXPLANATIONS = {
     "holding": "{rows:,} {noun} look like those that the threshold was set on, so no more normal "
     "{noun} should be flagged than promised",
-    "unknown": "{rows:,} {noun} are too few to tell whether they look like those that the "
+    "unknown": "the {noun} are too few ({rows:,}) to tell whether they look like those that the "
     "threshold was set on. Nothing needs to be done; more {noun} at once tell more",
     "doubtful": "{rows:,} {noun} do not look like those that the threshold was set on, so more or "
     "fewer normal {noun} may be flagged than promised. To do: look at the columns that differ, if "

@@ -29,6 +29,7 @@ from anomaly_vae.data.splitting import (
     one_row_per_group,
 )
 from anomaly_vae.errors import DataError
+from anomaly_vae.messages import counted
 from anomaly_vae.scoring.modality import Encoding, Schema
 from pipelines.datasets.verdicts import id_texts
 
@@ -262,7 +263,8 @@ def unlabelled_note(rows: Rows, assignment: Assignment) -> tuple[str, ...]:
     used = rows.unlabelled & (assignment.codes != UNUSED)
     if not used.any():
         return ()
-    return (f"{int(used.sum())} rows without a label train and calibrate as if they were normal",)
+    found = counted(int(used.sum()), "rows")
+    return (f"{found} without a label among those that train and calibrate as normal rows",)
 
 
 def _hash_into(total: Any, values: Any) -> None:

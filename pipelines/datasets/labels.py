@@ -17,7 +17,7 @@ from anomaly_vae.data.splitting import Rows
 from anomaly_vae.data.vocabulary import ANOMALY, MAX_SHOWN, NORMAL, UNSURE, Vocabulary
 from anomaly_vae.errors import DataError
 from anomaly_vae.features.definition import WindowDefinition
-from anomaly_vae.messages import listed
+from anomaly_vae.messages import counted, listed
 from pipelines.datasets.label_files import LABEL, LabelSource, read_label_files
 from pipelines.datasets.label_store import is_store, read_label_store
 from pipelines.datasets.verdicts import NONE, Codes, LateLabels, Verdicts, id_texts, newest
@@ -193,7 +193,7 @@ class Relabelled:
         places = listed(source.places, most=3)
         if not labels:
             return f"late labels: none yet in {places}"
-        text = f"late labels of {labels:,} ids from {places}: {self.changes}"
+        text = f"late labels of {counted(labels, 'ids')} from {places}: {self.changes}"
         if not len(self.unknown):
             return text
         some = listed(self.unknown[:MAX_SHOWN].to_pylist())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from anomaly_vae.data.arrow import is_text, text_from_arrow
 from anomaly_vae.data.vocabulary import WORDS
-from anomaly_vae.messages import listed
+from anomaly_vae.messages import counted, listed
 
 NONE = -1
 """Code of a row without a verdict."""
@@ -142,11 +142,12 @@ def _as_codes(ids: pa.Array) -> NDArray[np.int64]:
 
 def _notes(verdicts: Verdicts, rows: int, conflicts: Verdicts) -> Iterator[str]:
     if len(verdicts) > rows:
-        yield f"{len(verdicts):,} late labels are about {rows:,} ids; the newest of each counts"
+        ids = counted(rows, "ids")
+        yield f"{len(verdicts):,} late labels are about {ids}; the newest of each counts"
     if len(conflicts):
         ids = list(dict.fromkeys(conflicts.ids.to_pylist()))
         yield (
-            f"Warning: late labels of the same id contradict each other ({len(ids):,} ids: "
-            f"{listed(ids, most=MAX_SHOWN)}), and no time 'at' says which is newer; the last one "
-            "counts"
+            "Warning: late labels of the same id contradict each other "
+            f"({counted(len(ids), 'ids')}: {listed(ids, most=MAX_SHOWN)}), and no time 'at' says "
+            "which is newer; the last one counts"
         )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from anomaly_vae.data.times import Period
-from anomaly_vae.messages import NOUNS, plain_number
+from anomaly_vae.messages import NOUNS, counted, plain_number
 
 Figures = Mapping[str, Any]
 
@@ -91,12 +91,7 @@ def _reservations(figures: Figures, daily: Period | None, noun: str) -> Iterator
                 f"flagged {noun} are"
             )
     if figures.get("unlabelled"):
-        counted, are = _number(figures["unlabelled"], noun)
-        yield f"{counted} without a label {are} not counted"
+        are = "is" if figures["unlabelled"] == 1 else "are"
+        yield f"{counted(figures['unlabelled'], noun)} without a label {are} not counted"
     if figures.get("rejected"):
-        yield f"{_number(figures['rejected'], noun)[0]} could not be scored"
-
-
-def _number(count: int, noun: str) -> tuple[str, str]:
-    """Return a count with its noun, and the verb: "1 row", "is", or "1,200 rows", "are"."""
-    return (f"1 {noun.removesuffix('s')}", "is") if count == 1 else (f"{count:,} {noun}", "are")
+        yield f"{counted(figures['rejected'], noun)} could not be scored"

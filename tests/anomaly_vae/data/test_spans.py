@@ -80,6 +80,27 @@ def test_a_training_span_that_is_only_partly_there_is_a_warning() -> None:
 
 
 @pytest.mark.parametrize(
+    ("time", "split"),
+    [
+        (np.append(HOURLY, 63.5 * DAY), "test"),
+        (HOURLY[(HOURLY < 47 * DAY) | (HOURLY >= 49 * DAY)], "calibration"),
+    ],
+    ids=["a single row days after the others", "rows are lost"],
+)
+def test_a_gap_before_the_newest_rows_is_a_warning(time: np.ndarray, split: str) -> None:
+    (note,) = resolve_spans(time, spans()).notes
+    assert note.startswith(f"Warning: data.splits.{split} is ")
+    assert "the newest time is right" in note
+
+
+def test_gaps_that_repeat_or_are_long_past_are_no_warning() -> None:
+    weekdays = HOURLY[HOURLY // DAY % 7 < 5]
+    past = HOURLY[(HOURLY < 20 * DAY) | (HOURLY >= 23 * DAY)]
+    for time in (weekdays, past):
+        assert resolve_spans(time, spans()).notes == ()
+
+
+@pytest.mark.parametrize(
     ("time", "name", "asked"),
     [
         (HOURLY[HOURLY > 46 * DAY], "train", "1970-01-19 to 1970-02-16"),

@@ -162,7 +162,7 @@ def test_indicators_of_a_code_that_gives_the_label_away_are_found(kind: str) -> 
     assert (first.name, first.kind) == ("'is_1', 'is_2', 'is_3'", "columns")
     assert first.auroc > 0.99 > max(one.auroc for one in others)
     (warning,) = warnings([first], auroc=0.999)
-    assert "in one of the columns 'is_1', 'is_2', 'is_3'" in warning
+    assert "in any of the columns 'is_1', 'is_2', 'is_3'" in warning
     assert "data.ignore" in warning
 
 

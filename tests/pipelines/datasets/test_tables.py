@@ -339,7 +339,7 @@ def test_a_column_that_starts_after_the_training_rows_is_left_out(tmp_path: Path
 def test_rows_without_a_label_are_told(tmp_path: Path) -> None:
     labels = [None if i % 2 else 0 for i in range(N)]
     dataset = load(tmp_path, {"a": NORMAL, "y": labels}, label="y")
-    assert any("rows without a label train and calibrate" in note for note in dataset.notes)
+    assert any("rows without a label among those that train" in note for note in dataset.notes)
 
 
 # ---------------------------------------------------------------- groups and the frozen test
