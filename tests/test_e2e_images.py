@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -92,6 +93,7 @@ def test_from_simulated_scans_to_a_champion_and_a_second_model(
                        "--label", "label")  # fmt: skip
     assert judged["model"]["version"] == "1"
 
+    monkeypatch.setattr(Figure, "draw", lambda self, renderer: None)  # drawn for the first model
     again = line.here("run", scans, *options(*SMALL, *OTHER_SEED), codes={0, 3})
     assert again["version"] == "2"
     monkeypatch.chdir(tmp_path)

@@ -274,10 +274,11 @@ def test_only_training_imports_heavy_libraries():
     [
         ("serving.app", HEAVY | IMAGING | {"pyarrow", "sqlalchemy"}),
         ("anomaly_vae.client", HEAVY | IMAGING | {"onnxruntime", "numpy", "pyarrow", "serving"}),
-        ("pipelines.cli", HEAVY | IMAGING),
-        ("anomaly_vae.artifacts", HEAVY | IMAGING),
-        ("anomaly_vae.review.case_store", HEAVY | IMAGING | {"pyarrow", "starlette", "httpx2"}),
-        ("anomaly_vae.review.store", HEAVY | IMAGING | {"pyarrow", "starlette", "httpx2"}),
+        ("anomaly_vae.artifacts, pipelines.cli", HEAVY | IMAGING),
+        (
+            "anomaly_vae.review.store, anomaly_vae.review.case_store",
+            HEAVY | IMAGING | {"pyarrow", "starlette", "httpx2"},
+        ),
         ("pipelines.batch.images", HEAVY | {"pydicom", "nibabel", "highdicom"}),
     ],
 )

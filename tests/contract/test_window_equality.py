@@ -219,7 +219,13 @@ def check(case: Case, records: Sequence[Record]) -> list[Any]:
     return [found for (found, _), _ in pairs]
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in {"dates", "milliseconds"} else [])
+        for name in FORMS
+    ],
+)
 def test_files_and_service_agree_on_times_of_each_form(
     name: str, bundle: Bundle, tmp_path: Path
 ) -> None:

@@ -313,17 +313,16 @@ def test_evaluating_a_registered_version_is_recorded_in_its_experiment(
 
 
 @pytest.mark.e2e
-def test_the_process_keeps_stdout_for_the_answer(champion: World) -> None:
+def test_the_process_keeps_stdout_for_the_answer(champion: World, command: Command) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pipelines.cli", "inspect", "models:/fraud@champion"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    words = [sys.executable, "-m", "pipelines.cli", "inspect", "models:/fraud@champion"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert done.stdout.count("\n") == 1
     assert json.loads(done.stdout)["model"]["name"] == "fraud"
-    command[-1] = "models:/absent/1"
-    failed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert (failed.returncode, failed.stdout) == (1, "")
-    assert failed.stderr.count("\n") == 1
+    failed = command("inspect", "models:/absent/1")
+    assert (failed.code, failed.out) == (1, "")
+    assert failed.err.count("\n") == 1
 
 
 # ---------------------------------------------------------------- passwords

@@ -22,14 +22,17 @@ from tests.support.paths import ROOT
 from tests.support.postgres import postgres
 from tests.support.registries import DATABASE, use_registry
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("blank_figures")]
 
 
 TOGETHER = """
 import sys, time
 from pathlib import Path
+from matplotlib.figure import Figure
 from anomaly_vae.lifecycle.champion_history import ChampionHistory
 from pipelines import cli
+
+Figure.draw = lambda self, renderer: None  # which takes long
 
 append = ChampionHistory.append
 

@@ -530,15 +530,15 @@ def test_the_http_client_of_java_scores(tmp_path, folder):
 
 @pytest.mark.e2e
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
-@pytest.mark.parametrize("options", [["--http2"], ["-H", "Expect: 100-continue"], ["--http1.0"]])
-def test_curl_scores(tmp_path, folder, options):
+def test_curl_scores(tmp_path, folder):
     with running(tmp_path, [str(folder)]) as service:
         address = f"{service.url}/score"
         sent = ["--data", BODY.decode(), "--header", "Content-Type: application/json"]
-        scored = outputs(["curl", "--silent", "--fail", *options, *sent, address, address])
-        probed = outputs(["curl", "--silent", "--head", *options, f"{service.url}/health/live"])
-    assert scored.count('"score"') == 2
-    assert probed.startswith("HTTP/1.1 200 ")
+        for options in (["--http2"], ["-H", "Expect: 100-continue"], ["--http1.0"]):
+            scored = outputs(["curl", "--silent", "--fail", *options, *sent, address, address])
+            probed = outputs(["curl", "--silent", "--head", *options, f"{service.url}/health/live"])
+            assert scored.count('"score"') == 2, options
+            assert probed.startswith("HTTP/1.1 200 "), options
 
 
 def outputs(command):

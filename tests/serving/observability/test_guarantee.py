@@ -126,7 +126,10 @@ def status_after(client, table, size, **options):
     return stands(client)
 
 
-@pytest.mark.parametrize(("size", "options"), [(1, {}), (100, {}), (100, {"explain": 1})])
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [pytest.param(1, {}, marks=pytest.mark.slow), (100, {}), (100, {"explain": 1})],
+)
 def test_rows_of_the_night_are_compared_with_those_of_nights(client_of, timed, size, options):
     night = timed_rows(1, 600, 1, hours=(0, 8))
     assert status_after(client_of(timed), night, size, **options) == "holding"

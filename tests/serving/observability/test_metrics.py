@@ -167,7 +167,7 @@ def counted(found, **labels):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_counters_of_worker_processes_start_at_zero_too(tmp_path, folder, workers):
     with running(tmp_path, [str(folder)], workers=workers) as service:
         text = service.ask("/metrics").decode()
@@ -181,6 +181,7 @@ def test_the_counters_of_worker_processes_start_at_zero_too(tmp_path, folder, wo
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 @pytest.mark.skipif(
     not shutil.which("prometheus"), reason="needs prometheus (Debian: apt-get install prometheus)"
 )

@@ -384,7 +384,7 @@ def google(files: Path, scans: Path) -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
-@pytest.mark.parametrize("kind", ["tables", "images"])
+@pytest.mark.parametrize("kind", ["tables", pytest.param("images", marks=pytest.mark.slow)])
 def test_googles_store_holds_input_and_result(
     google: Any, source: LoadedModel, image_calibrated: Bundle, tmp_path: Path, small_parts: None,
     kind: str,
