@@ -56,8 +56,8 @@ MIN_EXPECTED = 1.0
 """Minimum expected number of rows per bin; other bins of a block are merged."""
 MAX_CONCENTRATION = 1e6
 """Largest concentration, at which the variation between days is negligible."""
-LEAST_TOTAL = 0.01
-"""Smallest concentration of the rows of a window, which may all be alike, such as all at night."""
+MIN_CONCENTRATION = 1e-3
+"""Smallest concentration, at which all rows of a day are alike and other days tell nothing."""
 BISECTION_STEPS = 60
 """Number of bisection steps, each of which halves the interval of a logarithm."""
 TENSOR = "cycle/"
@@ -137,7 +137,7 @@ class Cycle:
             + self._errors(self.hours, widths, self.priors[0] * bins) @ hours.T
             + self._errors(self.weekdays, widths, self.priors[1] * bins) @ weekdays.T
         )
-        return np.asarray(np.maximum(1 / dispersion - 1, LEAST_TOTAL))
+        return np.asarray(np.maximum(1 / dispersion - 1, MIN_CONCENTRATION))
 
     @staticmethod
     def _errors(counts: Counts, widths: Sequence[int], priors: Floats) -> Floats:

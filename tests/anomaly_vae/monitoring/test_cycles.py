@@ -135,6 +135,16 @@ def test_it_comes_back_from_its_tensors():
         Cycle.from_tensors("at", {})
 
 
+def test_a_column_that_is_constant_on_each_day_has_a_concentration():
+    """A flag of weekends, on days of which only one is on a weekend: the others tell nothing."""
+    seconds = times(3, 200, np.random.default_rng(0)) - 2 * DAY
+    cycle = fitted(seconds, np.where(seconds < MONDAY - DAY, 2, 0))
+    for rows in (1, 100):
+        counts = np.bincount(week_cells(np.full(rows, MONDAY)), minlength=WEEK_CELLS)
+        (total,) = cycle.totals(counts[None], [3])[0]
+        assert 0 < total < 2
+
+
 @pytest.mark.parametrize(
     ("days", "is_read", "told"),
     [
