@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -25,7 +26,11 @@ from tests.support.scans import N_ANOMALIES, N_SCANS, SIZE, scans, write_scans
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_graphs(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Trace the graph of an image model once, whichever worker comes to it first."""
+    """Trace the graph of an image model once, whichever worker comes to it first.
+
+    Torch logs each step of it at level debug, which pytest would keep.
+    """
+    logging.getLogger("torch.__trace").disabled = True
     onnx_traced._graphs = SharedGraphs(shared_folder(tmp_path_factory) / "graphs")
 
 
