@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,13 +12,26 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.config import Config, ImageConfig, validate_config
 from anomaly_vae.data.splitting import CALIBRATION, TRAIN, VALIDATION
+from anomaly_vae.export import onnx_traced
 from anomaly_vae.monitoring.exchangeability import fit_reference
 from anomaly_vae.simulation.transactions import simulate_transactions
 from anomaly_vae.training.fit import Fitted, Prepared, fit_bundle, prepare
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.images.dataset import ImageDataset, load_images
 from pipelines.datasets.loading import load_dataset
+from tests.support.graphs import SharedGraphs
+from tests.support.paths import shared_folder
 from tests.support.scans import N_ANOMALIES, N_SCANS, SIZE, scans, write_scans
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_graphs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Trace the graph of an image model once, whichever worker comes to it first.
+
+    Torch logs each step of it at level debug, which pytest would keep.
+    """
+    logging.getLogger("torch.__trace").disabled = True
+    onnx_traced._graphs = SharedGraphs(shared_folder(tmp_path_factory) / "graphs")
 
 
 @pytest.fixture(scope="session")
@@ -120,8 +134,8 @@ def image_dataset(image_config: ImageConfig) -> ImageDataset:
 @pytest.fixture(scope="session")
 def image_prepared(image_config: ImageConfig, image_dataset: ImageDataset) -> Prepared:
     """Return the encoded training and validation images of `image_dataset`."""
-    parts = (image_dataset.part(split) for split in (TRAIN, VALIDATION))
-    return prepare(image_config, image_dataset.schema, *parts)
+    train, validation = (image_dataset.part(split) for split in (TRAIN, VALIDATION))
+    return prepare(image_config, image_dataset.schema, train, validation)
 
 
 @pytest.fixture(scope="session")

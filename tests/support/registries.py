@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 import uuid
@@ -19,6 +18,7 @@ from sqlalchemy import Engine, event
 from anomaly_vae.config import Config, validate_config
 from anomaly_vae.lifecycle.registry import Registry
 from pipelines.registry.frozen_test import champions_test
+from tests.support.paths import shared_folder
 
 DATABASE = "mlflow.db"
 PLACES = (
@@ -67,8 +67,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Each store reads all of MLflow's migrations for the number of the last one.
     db_utils._get_latest_schema_revision = cache(db_utils._get_latest_schema_revision)
     db_utils.create_sqlalchemy_engine = quick_engine
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    shared = shared_folder(tmp_path_factory)
     path = shared / "template.db"
     if not path.exists():
         mine = shared / f"{uuid.uuid4().hex}.db"
