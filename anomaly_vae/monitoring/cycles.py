@@ -137,7 +137,7 @@ class Cycle:
             + self._errors(self.hours, widths, self.priors[0] * bins) @ hours.T
             + self._errors(self.weekdays, widths, self.priors[1] * bins) @ weekdays.T
         )
-        return np.maximum(1 / dispersion - 1, MIN_CONCENTRATION)
+        return np.asarray(np.maximum(1 / dispersion - 1, MIN_CONCENTRATION))
 
     @staticmethod
     def _errors(counts: Counts, widths: Sequence[int], priors: Floats) -> Floats:

@@ -142,8 +142,8 @@ def _as_codes(ids: pa.Array) -> NDArray[np.int64]:
 
 def _notes(verdicts: Verdicts, rows: int, conflicts: Verdicts) -> Iterator[str]:
     if len(verdicts) > rows:
-        ids = counted(rows, "ids")
-        yield f"{len(verdicts):,} late labels are about {ids}; the newest of each counts"
+        about = counted(rows, "ids")
+        yield f"{len(verdicts):,} late labels are about {about}; the newest of each counts"
     if len(conflicts):
         ids = list(dict.fromkeys(conflicts.ids.to_pylist()))
         yield (
