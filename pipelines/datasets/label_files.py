@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from anomaly_vae.data.type_inference import time_column
 from anomaly_vae.data.vocabulary import Vocabulary
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
+from anomaly_vae.review.labels import MAX_CLOCK_DIFFERENCE
 from pipelines.datasets.files import find_files, heads_by_file, read_chunks
 from pipelines.datasets.reading.parts import Broken, Chunk, Reading
 from pipelines.datasets.verdicts import Seconds, Verdicts, id_texts
@@ -83,11 +85,27 @@ def _read_file(path: Path, source: LabelSource) -> tuple[list[Verdicts], list[st
     label = _label_column(path, names, source)
     seconds = _times(path, chunks, source)
     rows = np.concatenate([chunk.rows for chunk in chunks])
+    _check_past(path, rows, seconds)
     ids = pa.concat_arrays([id_texts(_cells(chunk, source.id)) for chunk in chunks])
     codes = np.concatenate([_codes(chunk, label, source.vocabulary) for chunk in chunks])
     has_id = np.asarray(ids.is_valid().to_numpy(zero_copy_only=False), bool)
     notes = [*reading.notes, *_left_out(path, rows, ~has_id, codes < 0)]
     return [Verdicts(ids, codes, seconds).take(has_id & (codes >= 0))], notes
+
+
+def _check_past(path: Path, rows: NDArray[np.int64], seconds: Seconds) -> None:
+    """Refuse times in the future, which would outweigh all later labels.
+
+    Raises:
+        DataError: a label has such a time.
+    """
+    late = np.flatnonzero(seconds > time.time() + MAX_CLOCK_DIFFERENCE)
+    if len(late):
+        raise DataError(
+            f"'{path}', row {rows[late[0]]}, column '{AT}': the time lies in the future, so no "
+            "later label could replace this one; correct it, and add its zone if it is not UTC",
+            path=str(path),
+        )
 
 
 def _reading(path: Path, source: LabelSource) -> Reading:

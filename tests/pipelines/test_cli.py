@@ -469,7 +469,8 @@ def test_the_form_of_csv_files_is_an_option_of_score_and_evaluate(
     evaluated = command("evaluate", *options, "--csv", "separator=~")
     assert evaluated.json["metrics"]["rows"] == 40
     wrong = command("evaluate", *options, "--csv", "seperator=~")
-    assert (wrong.code, "data.csv.seperator, did you mean separator" in wrong.err) == (1, True)
+    assert wrong.code == 1
+    assert "unknown key --csv seperator, did you mean separator" in wrong.err
     assert command("evaluate", *options, "--csv", "x").code == 2
 
 

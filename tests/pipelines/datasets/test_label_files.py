@@ -125,6 +125,7 @@ def test_a_label_that_is_no_value_is_named_too(tmp_path: Path) -> None:
         ("", "the file is empty"),
         ("tx,fraud\n1,1,2\n", "line 2"),
         ("tx,fraud,at\n1,1,2024-01-01\n2,1,yesterday\n", "row 1, column 'at': "),
+        ("tx,fraud,at\n1,1,2024-01-01\n2,1,9024-01-01\n", "row 1, column 'at': the time lies in"),
         ("tx,fraud,at\n1,1,03/04/2024\n", "may be %d/%m/%Y or %m/%d/%Y; write times as"),
     ],
 )
