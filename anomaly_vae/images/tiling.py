@@ -31,7 +31,7 @@ class Tiling:
         >>> tiling.starts, tiling.count
         ((0, 3, 6), 9)
         >>> tiling.kept  # the rows or columns that a map takes from each tile
-        ((0, 4), (1, 3), (0, 4))
+        ((0, 3), (0, 3), (0, 4))
         >>> tiling.cut(np.arange(100.0).reshape(1, 100), channels=1).shape
         (9, 16)
     """
