@@ -97,6 +97,8 @@ SHORT_ROWS = 5_000
 """Number of rows of August in the short form."""
 ENTITIES, EVENTS_EACH, REQUESTS = 500_000, 20, 3_000
 """Number of entities of each kind in the full store, of events of each, and of timed requests."""
+TURN = 100
+"""Number of requests of one kind before those of the other."""
 QUANTILES = 0.01, 0.1, 0.5
 """Quantiles of the timed requests; the lowest is the least disturbed by other programs."""
 
@@ -466,15 +468,20 @@ class InProcess:
 def in_turn(
     bundle: Path, plain: Path, url: str, raw: Sequence[Any], columns: Sequence[Any]
 ) -> NDArray[np.float64]:
-    """Score records with windows and with columns in turn.
+    """Score records with windows and with columns, `TURN` requests of one kind after another.
+
+    A service answers requests of one kind, so that each kind has the caches of the processor to
+    itself; the kinds take turns, so that both see the same disturbances.
 
     Returns:
         The microseconds (N, 2, 2) of N requests to both, each of processor time and of time.
     """
-    apps = InProcess(bundle, url), InProcess(plain, url)
-    pairs = zip(raw, columns, strict=True)
-    taken = [[app.seconds(one) for app, one in zip(apps, pair, strict=True)] for pair in pairs]
-    return np.array(taken[len(taken) // 10 :]) * 1e6
+    kinds = (InProcess(bundle, url), raw), (InProcess(plain, url), columns)
+    taken: tuple[list[Any], list[Any]] = [], []
+    for start in range(0, len(raw), TURN):
+        for (app, records), times in zip(kinds, taken, strict=True):
+            times += [app.seconds(record) for record in records[start : start + TURN]]
+    return np.array(taken).swapaxes(0, 1)[len(raw) // 10 :] * 1e6
 
 
 def added_table(taken: Mapping[str, NDArray[np.float64]]) -> str:
