@@ -253,6 +253,9 @@ class Subject:
 
 
 SLOW = {
+    "image vae, bernoulli",
+    "image vae, structural",
+    "image vae, residual",
     "image vae, four draws",
     "image vae, laplace",
     "image vae, contrast",

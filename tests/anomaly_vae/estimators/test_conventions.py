@@ -212,6 +212,7 @@ def test_it_is_validated_in_folds_by_its_decisions(X: np.ndarray, y: np.ndarray)
     assert (scores > 0.9).all()
 
 
+@pytest.mark.slow
 def test_a_search_over_its_arguments_runs_in_other_processes(X: np.ndarray, y: np.ndarray) -> None:
     pipeline = make_pipeline(StandardScaler(), tiny())
     grid = {"tabularvaedetector__epochs": [1, 20]}

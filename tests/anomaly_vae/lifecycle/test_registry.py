@@ -431,6 +431,7 @@ def test_fetch_tells_failures_apart(
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_fetch_works_as_a_process_of_its_own(version: Version, place: Path) -> None:
     command = [
         sys.executable,
@@ -568,6 +569,7 @@ def absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_a_process_killed_while_it_makes_the_database_leaves_none(absent: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", BROKEN_OFF, f"sqlite:///{absent}"]

@@ -121,6 +121,7 @@ def test_what_it_makes_lies_in_its_folder_and_the_working_folders_registry(
     assert again["tabular"]["version"] == "1", "the same inputs make no second version"
 
 
+@pytest.mark.slow
 def test_scans_are_flagged_drawn_and_imagined(
     place: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

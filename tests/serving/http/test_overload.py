@@ -282,6 +282,7 @@ def workers_of(service):
     return found
 
 
+@pytest.mark.slow
 def test_no_request_is_lost_when_workers_are_replaced(tmp_path, folder, records):
     statuses, done = [], threading.Event()
     with running(tmp_path, [str(folder)], workers=2) as service, ThreadPoolExecutor(4) as pool:

@@ -226,7 +226,13 @@ def test_it_starts_from_the_cache_when_the_registry_is_gone(world, records, vers
     assert (line["level"], line["version"]) == ("info", "2")
     (line,) = logged(service.lines, "reload failed")
     assert (line["level"], line["reason"], line["version"]) == ("warning", "registry", "2")
-    (world / "away.db").rename(world / DATABASE)
+
+
+@pytest.mark.slow
+def test_it_leaves_the_cache_when_the_registry_is_back(world):
+    with running(world, [URI], environment=QUIET) as service:
+        move("2")
+        reload(service)
     move("1")
     with running(world, [URI], environment=QUIET) as service:
         until(lambda: served_version(service) == "1")
@@ -285,6 +291,7 @@ def test_a_storm_of_reloads(world, records, versions):
         assert service.stop() == 0
 
 
+@pytest.mark.slow
 def test_all_workers_follow(world, records, versions):
     """One worker checks; the others, and a new one, load what it found."""
     with running(world, [URI], environment=QUIET, workers=2) as service:
@@ -316,6 +323,7 @@ def children(pid, part):
     return [child for child, line in lines.items() if line.exists() and part in line.read_text()]
 
 
+@pytest.mark.slow
 def test_it_ends_while_it_looks(world):
     """A check in progress ends with the service, and so does its child process."""
     environment = {**QUIET, "ANOMALY_VAE_DRAIN_SECONDS": "0", "ANOMALY_VAE_GRACE_SECONDS": "1"}

@@ -207,7 +207,8 @@ def test_images_are_scored_as_files_are(
         score_images(images, [f"s3://{BUCKET}/pictures"], out, explain=1)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("tables", marks=pytest.mark.slow), "images"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tables", "images"])
 def test_a_store_that_stops_answering_is_no_fault_of_its_objects(
     source: LoadedModel,
     image_calibrated: Bundle,
