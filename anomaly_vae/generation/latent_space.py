@@ -18,8 +18,7 @@ from torch import Tensor
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import BundleError, ConfigError, DataError
-from anomaly_vae.images.encoding import STANDARDISED_MEAN
-from anomaly_vae.images.masking import LIMIT
+from anomaly_vae.images.encoding import ImageEncoding
 from anomaly_vae.models.autoencoder import Autoencoder
 from anomaly_vae.models.builder import tabular_parts
 from anomaly_vae.models.exemplars import Exemplars
@@ -143,20 +142,20 @@ def latent_means(bundle: Bundle, rows: Rows) -> Tensor:
         torch.Size([5, 2])
     """
     model, x = load_model(bundle), encoded(bundle, rows)
-    refuse_tiles(bundle, x)
-    if getattr(bundle.scorer.encoding, "masked", False):
-        x = torch.where(x > LIMIT, x, STANDARDISED_MEAN)
+    if isinstance(encoding := bundle.scorer.encoding, ImageEncoding):
+        _refuse_tiles(encoding, x)
+        x = torch.from_numpy(encoding.fill(x.numpy()))
     return apply_in_chunks(bundle, lambda x: model.posterior(x)[0], x)
 
 
-def refuse_tiles(bundle: Bundle, x: Tensor) -> None:
+def _refuse_tiles(encoding: ImageEncoding, x: Tensor) -> None:
     """Refuse encoded images (N, F) that a model sees tile by tile, and not as a whole.
 
     Raises:
         BundleError: the rows are such images.
     """
-    tiling = getattr(bundle.scorer.encoding, "tiling", None)
-    if tiling is not None and x.shape[1] == bundle.scorer.encoding.layout.n_columns:
+    tiling = encoding.tiling
+    if tiling is not None and x.shape[1] == encoding.layout.n_columns:
         raise BundleError(
             f"the model sees tiles of {tiling.side} × {tiling.side} pixels, and an image has no "
             "place of its own in the latent space; use sample, reconstruct or denoise"

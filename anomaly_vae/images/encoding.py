@@ -131,20 +131,15 @@ class ImageEncoding:
         if self.intensity == "unit" or not len(images):
             return images
         mean = images.mean(1, keepdims=True, dtype=np.float64)
-        scale = np.maximum(images.std(1, keepdims=True, dtype=np.float64), MIN_STD)
-        standardised = np.clip((images - mean) / scale, -MAX_DEVIATION, MAX_DEVIATION)
-        encoded: Matrix = (STANDARDISED_MEAN + STANDARDISED_STD * standardised).astype(np.float32)
-        return encoded
+        return _standardised(images, mean, images.std(1, keepdims=True, dtype=np.float64))
 
     def _encode_masked(self, images: Matrix) -> Matrix:
         """Encode images (N, F) of which only pixels of 0 or more count."""
         outside = images < 0
         if self.intensity == "standardise":
             seen = np.ma.array(images, np.float64, mask=outside)
-            mean, scale = (part.filled(0)[:, None] for part in (seen.mean(1), seen.std(1)))
-            deviation = (images - mean) / np.maximum(scale, MIN_STD)
-            standardised = np.clip(deviation, -MAX_DEVIATION, MAX_DEVIATION)
-            images = (STANDARDISED_MEAN + STANDARDISED_STD * standardised).astype(np.float32)
+            mean, std = (part.filled(0)[:, None] for part in (seen.mean(1), seen.std(1)))
+            images = _standardised(images, mean, std)
         encoded: Matrix = np.where(outside, ENCODED_OUTSIDE, images)
         return encoded
 
@@ -221,3 +216,11 @@ class ImageEncoding:
         tiling = Tiling(size, **tiles) if tiles else None
         layout = ImageLayout(content["channels"], size)
         return cls(layout, content["intensity"], tiling, content.get("masked", False))
+
+
+def _standardised(images: Matrix, mean: NDArray[np.float64], std: NDArray[np.float64]) -> Matrix:
+    """Shift and scale images (N, F) with these means and standard deviations (N, 1)."""
+    deviation = (images - mean) / np.maximum(std, MIN_STD)
+    clipped = np.clip(deviation, -MAX_DEVIATION, MAX_DEVIATION)
+    encoded: Matrix = (STANDARDISED_MEAN + STANDARDISED_STD * clipped).astype(np.float32)
+    return encoded

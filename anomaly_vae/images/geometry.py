@@ -107,10 +107,7 @@ class Geometry:
             shape = rows.stop - rows.start, columns.stop - columns.start
             source[rows, columns] = resize(heat, *shape)
             return source
-        inner_height, inner_width = self.content(height, width, aspect, scale)
-        top, left = (self.size - inner_height) // 2, (self.size - inner_width) // 2
-        content = heat[top : top + inner_height, left : left + inner_width]
-        return resize(content, height, width)
+        return resize(heat[self.place(Grid(height, width, aspect, scale))], height, width)
 
     def box_to_source(
         self, box: Box, height: int, width: int, aspect: float = 1.0, scale: float = math.inf
@@ -138,9 +135,7 @@ class Geometry:
 
     def place(self, grid: Grid) -> tuple[slice, slice]:
         """Return the rows and columns of the square that show an image, and are no padding."""
-        height, width = self.content(*grid)
-        top, left = (self.size - height) // 2, (self.size - width) // 2
-        return slice(top, top + height), slice(left, left + width)
+        return self._centred(*self.content(*grid))
 
     def content(
         self, height: int, width: int, aspect: float, scale: float = math.inf
@@ -166,12 +161,16 @@ class Geometry:
 
     def _pad(self, content: Floats) -> Floats:
         """Centre content (C, h, w) in the square, which has the mean of the content's border."""
-        _, height, width = content.shape
-        top, left = (self.size - height) // 2, (self.size - width) // 2
+        rows, columns = self._centred(*content.shape[1:])
         square = np.empty((len(content), self.size, self.size), np.float32)
         square[:] = _border_mean(content)[:, None, None]
-        square[:, top : top + height, left : left + width] = content
+        square[:, rows, columns] = content
         return square
+
+    def _centred(self, height: int, width: int) -> tuple[slice, slice]:
+        """Return the rows and columns of content (h, w) in the middle of the square."""
+        top, left = (self.size - height) // 2, (self.size - width) // 2
+        return slice(top, top + height), slice(left, left + width)
 
 
 def central_square(planes: Floats, aspect: float = 1.0) -> Floats:

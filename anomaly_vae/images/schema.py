@@ -316,13 +316,14 @@ class ImageSchema:
         if isinstance(image, DecodeFailure):
             return np.zeros(self._shape, np.float32), image.reason
         try:
-            planes = self._geometry.apply(_planes(image.pixels), *self._pixel(image))
+            grid = self.grid(image)
+            planes = self._geometry.apply(_planes(image.pixels), grid.aspect, grid.scale)
         except DataError as error:
             return np.zeros(self._shape, np.float32), str(error)
         values = _with_channels(planes, self.channels)
         if float(values.std()) < MIN_STD:
             return values, _nothing_shown(image)
-        return self._masked(values, self.grid(image)) if self.mask else (values, "")
+        return self._masked(values, grid) if self.mask else (values, "")
 
     def _masked(self, values: Matrix, grid: Grid) -> tuple[Matrix, str]:
         """Return values (C, S, S) with `OUTSIDE` where pixels do not count, and their problem."""

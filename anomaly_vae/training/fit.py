@@ -132,12 +132,12 @@ def fit_bundle(
         (3, (60,))
     """
     kind, encoding = KINDS[config.kind], prepared.encoding
-    train, validation = (kind.pieces(encoding, x) for x in (prepared.train, prepared.validation))
-    model = kind.build(config.resolve(train.shape[1], len(train)), encoding)
+    encoded = prepared.train, prepared.validation
+    model = kind.build(config.resolve(encoding.layout.n_columns, len(prepared.train)), encoding)
     if start:
         start_from(model, start)
     with cpu_threads(config.training.threads):
-        train, validation = kind.rows(model, config, train, validation, fit=start is None)
+        train, validation = kind.rows(model, config, encoding, *encoded, fit=start is None)
     if current_group().size > 1:
         current_group().broadcast(_job(config, encoding, train, validation))
     config = config.resolve(train.shape[1], len(train))
@@ -160,8 +160,7 @@ def fit_bundle(
         bundle, error = kind.freeze(model, config, encoding, manifest, prepared.validation)
         known = prepared.known
         if known is not None and known_choice(config, len(known)).on:
-            rows = prepared.train, prepared.validation, known
-            bundle = with_known_head(bundle, *rows, config.training.seed)
+            bundle = with_known_head(bundle, *encoded, known, config.training.seed)
     return Fitted(bundle, model, history, error)
 
 

@@ -64,16 +64,6 @@ class Kind(ABC, Generic[ConfigT, SchemaT, EncodingT]):
             DataError: no column is left to learn from.
         """
 
-    def pieces(self, encoding: EncodingT, x: Matrix) -> Matrix:
-        """Return the rows that a model is fitted to, of encoded rows: themselves, or their tiles.
-
-        Args:
-            encoding: the encoding.
-            x: encoded rows (N, F).
-        """
-        del encoding
-        return x
-
     @abstractmethod
     def align(self, encoding: EncodingT, earlier: EncodingT) -> EncodingT:
         """Return the encoding with arbitrary choices (order of levels) as in an earlier one."""
@@ -105,19 +95,26 @@ class Kind(ABC, Generic[ConfigT, SchemaT, EncodingT]):
         """Return the function that turns batches into training views."""
 
     def rows(
-        self, model: VAE, config: ConfigT, train: Matrix, validation: Matrix, fit: bool
+        self,
+        model: VAE,
+        config: ConfigT,
+        encoding: EncodingT,
+        train: Matrix,
+        validation: Matrix,
+        fit: bool,
     ) -> tuple[Matrix, Matrix]:
         """Return the rows that the model is fitted to and measured on: the encoded rows (N, F).
 
         Args:
             model: the untrained model; what it needs to make rows of images is set in place.
-            config: the resolved configuration.
+            config: the configuration.
+            encoding: the encoding of the rows.
             train: encoded training rows.
             validation: encoded validation rows.
             fit: whether to estimate from the training rows how rows are made; False if the model
                 starts from the weights of another one, which have it.
         """
-        del model, config, fit
+        del model, config, encoding, fit
         return train, validation
 
     @abstractmethod
@@ -233,10 +230,6 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
         layout = ImageLayout(data.channels, data.size)
         return ImageEncoding(layout, data.intensity, tiling, data.mask is not None)
 
-    def pieces(self, encoding: ImageEncoding, x: Matrix) -> Matrix:
-        """Return the images, or all of their tiles; see `Kind.pieces`."""
-        return encoding.pieces(x)
-
     def align(self, encoding: ImageEncoding, earlier: ImageEncoding) -> ImageEncoding:
         """Return the encoding unchanged; see `Kind.align`."""
         del earlier
@@ -254,9 +247,16 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
         return model
 
     def rows(
-        self, model: VAE, config: ImageConfig, train: Matrix, validation: Matrix, fit: bool
+        self,
+        model: VAE,
+        config: ImageConfig,
+        encoding: ImageEncoding,
+        train: Matrix,
+        validation: Matrix,
+        fit: bool,
     ) -> tuple[Matrix, Matrix]:
-        """Return patches, if the model is of patches; see `Kind.rows`."""
+        """Return the images, all of their tiles, or patches of them; see `Kind.rows`."""
+        train, validation = encoding.pieces(train), encoding.pieces(validation)
         if not isinstance(model.patches, Patches):
             return train, validation
         return patch_rows(model.patches, train, validation, config.training.seed, fit)
