@@ -100,7 +100,6 @@ def trace_graph(score: ImageScore | PatchScore, weights: bytes) -> bytes:
 
     Args:
         score: the score with its statistics.
-        encoding: the shape of the images, and their tiles.
         weights: content of the safetensors file that the graph will read.
     """
     traced = _trace(score.eval())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -28,8 +28,10 @@ from pipelines.batch.result.counts import Counts
 from pipelines.batch.result.folder import Record, part_reject_schema
 from pipelines.registry.model_uri import LoadedModel
 
+if TYPE_CHECKING:
+    from anomaly_vae.images.geometry import Box
+
 T = TypeVar("T")
-Box = tuple[int, int, int, int]
 
 CONTRIBUTION = pa.struct(
     [

@@ -23,7 +23,7 @@ from PIL import Image
 
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.images.encoding import ImageEncoding
-from anomaly_vae.images.geometry import Grid
+from anomaly_vae.images.geometry import Box, Grid
 from anomaly_vae.images.heatmaps import png
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.scoring.detector import Detections, Explanation
@@ -43,7 +43,6 @@ from pipelines.batch.common import (
     NO_HEATMAPS,
     RESULT_COLUMNS,
     UNREADABLE,
-    Box,
     Explain,
     Explaining,
     HeatmapOptions,

@@ -33,7 +33,7 @@ from pipelines.batch.result.folder import (
     merge_rejects,
     records_of,
 )
-from pipelines.batch.result.groups import GroupPass
+from pipelines.batch.result.groups import NO_GROUPS, GroupPass
 from pipelines.batch.result.layout import PLAIN, Layout
 from pipelines.batch.result.object_folder import result_folder
 from pipelines.batch.result.plan import Plan, check_same
@@ -83,15 +83,15 @@ class Batch:
     """Number of rows to score, for the progress bar; None if it is not known."""
     unit: str = "rows"
     """Word for rows in the progress bar."""
-    groups: GroupPass | None = None
-    """The pass that decides on groups of images; None for tables."""
+    groups: GroupPass = NO_GROUPS
+    """The pass that decides on groups of images; tables have none."""
 
     @property
     def last_files(self) -> tuple[str, ...]:
         """Names of the files that are written when all parts are finished, before the summary."""
         csv = (REJECTS_CSV,) if self.layout.format == Format.CSV else ()
         top = self.top.files if self.top else ()
-        return (REJECTS, *csv, *top, *(self.groups.files if self.groups else ()))
+        return (REJECTS, *csv, *top, *self.groups.files)
 
 
 def run_batch(batch: Batch, output: Path, options: RunOptions) -> dict[str, Any]:
@@ -173,8 +173,7 @@ def _complete(
         parquet_as_csv(folder, REJECTS, REJECTS_CSV)
     if batch.top:
         entries |= batch.top.run(folder, records, entries.get("alpha"))
-    if batch.groups:
-        entries |= batch.groups.run(folder, counts)
+    entries |= batch.groups.run(folder, counts)
     summary = _with_shares(batch.summarise(counts, records) | entries)
     new = counts.scored + counts.rejected - before.scored - before.rejected
     summary |= _measured(new, time.monotonic() - start)

@@ -59,6 +59,10 @@ class GroupPass:
         return {"groups": entries}
 
 
+NO_GROUPS = GroupPass({})
+"""The pass of a model without thresholds for groups, such as one of tables."""
+
+
 def _table(kind: str, groups: Mapping[str, Highest], calibration: Calibration) -> pa.Table:
     """Return the rows of the groups of one kind."""
     ordered = sorted(groups.items(), key=lambda item: (-item[1].score, item[0]))

@@ -88,7 +88,7 @@ def _grid(schema: ImageSchema, image: DecodedImage | DecodeFailure) -> Grid | No
 
 
 def content_of(file: ImageFile, schema: ImageSchema) -> bytes:
-    """Return the content of a file, which may be in an object store.
+    """Return the content of a file, or of one that is too large its beginning.
 
     Raises:
         OSError: it cannot be opened.
@@ -113,13 +113,13 @@ def _read(
 
 def _contents(files: Sequence[ImageFile], schema: ImageSchema) -> Iterator[Content]:
     """Yield the content of each object; a few are fetched ahead, since stores answer slowly."""
-    fetch = partial(_fetch, limit=schema.options.max_bytes)
+    fetch = partial(_fetch, schema=schema)
     remote = any(isinstance(file.path, ObjectPath) for file in files)
     return ahead(fetch, files, FETCHED_AHEAD) if remote else map(fetch, files)
 
 
-def _fetch(file: ImageFile, limit: int) -> Content:
-    """Return the content of an object, or of one that is too large its beginning.
+def _fetch(file: ImageFile, schema: ImageSchema) -> Content:
+    """Return the content of a file in an object store; None for other files.
 
     Raises:
         OutageError: the store does not answer.
@@ -127,8 +127,7 @@ def _fetch(file: ImageFile, limit: int) -> Content:
     if file.problem or not isinstance(file.path, ObjectPath):
         return None
     try:
-        with file.path.open() as stream:
-            return bytes(stream.read(limit + 1))
+        return content_of(file, schema)
     except OSError as error:
         refuse_outage(file.path, error)
         return DecodeFailure(f"it cannot be opened: {first_line(error)}; check its path", None)
