@@ -72,6 +72,12 @@ class HeatmapOptions:
     maps: MapFormat | None = None
     """Format of maps in the pixels of the file; None for no such maps."""
 
+    @property
+    def in_plan(self) -> dict[str, Any]:
+        """The options by their names on the command line."""
+        maps = {"--maps": self.maps} if self.maps else {}
+        return {"--heatmaps": self.png, "--dicom-out": self.dicom, **maps}
+
 
 NO_HEATMAPS = HeatmapOptions()
 

@@ -20,7 +20,7 @@ from pydicom.data import get_charset_files, get_testdata_file
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from anomaly_vae.errors import DataError
-from pipelines.batch.dicom_heatmaps import render_heatmap
+from pipelines.batch.images.dicom_heatmaps import render_heatmap
 
 OVERLAY = np.random.default_rng(0).integers(0, 256, (31, 41, 3), np.uint8)  # an odd number of bytes
 ABOUT = {"model": "scans", "version": "3", "digest": "ab" * 32}

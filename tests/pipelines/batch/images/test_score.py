@@ -29,9 +29,9 @@ from anomaly_vae.files import locked
 from anomaly_vae.images.pixels import DecodedImage
 from anomaly_vae.images.schema import ImageSchema
 from pipelines.batch import ExplainedRows, Format, MapFormat
-from pipelines.batch import images as score_images_module
 from pipelines.batch.common import NO_HEATMAPS, UNREADABLE, HeatmapOptions
-from pipelines.batch.images import REFUSED, file_stem, score_images
+from pipelines.batch.images import job, score, score_images
+from pipelines.batch.images.heatmaps import REFUSED, file_stem
 from pipelines.batch.options import OutputOptions
 from pipelines.batch.result.folder import (
     DICOM,
@@ -538,7 +538,7 @@ def test_an_interrupted_run_is_continued(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(score_images_module, "read_images", breaks_off)
+        patch.setattr(job, "read_images", breaks_off)
         with pytest.raises(error):
             score_images(every, [str(scans)], out, heatmaps=HEAT)
     names = {path.name for path in out.rglob("*") if path.is_file()}
@@ -643,7 +643,7 @@ def test_a_file_that_vanishes_after_it_was_listed_is_one_reject(
         (scans / "3.png").unlink()
         return files
 
-    monkeypatch.setattr(score_images_module, "list_files", vanishing)
+    monkeypatch.setattr(score, "list_files", vanishing)
     summary = score_images(every, [str(scans)], out)
     assert (summary["scored"], summary["rejected"]) == (5, 1)
     adds_up(out)
