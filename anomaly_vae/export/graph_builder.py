@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -44,19 +44,39 @@ class GraphBuilder:
         self.nodes.append(helper.make_node(op, edges, names, **attributes))
         return names
 
-    def choose(self, condition: str, then: Callable[[], str], other: Callable[[], str]) -> str:
-        """Compute only one of two values, each built by a function that adds its nodes."""
-        branches = [self._branch(build) for build in (then, other)]
-        return self("If", condition, then_branch=branches[0], else_branch=branches[1])
+    def choose(
+        self,
+        condition: str,
+        then: Callable[[], Sequence[str]],
+        other: Callable[[], Sequence[str]],
+        kinds: Sequence[int],
+    ) -> list[str]:
+        """Compute only one of two lists of values, each built by a function that adds its nodes.
 
-    def _branch(self, build: Callable[[], str]) -> onnx.GraphProto:
+        Args:
+            condition: name of a boolean.
+            then: function that returns the values if it is true.
+            other: function that returns the values if it is false.
+            kinds: element types of the values.
+        """
+        branches = [self._branch(build, kinds) for build in (then, other)]
+        edges = {"then_branch": branches[0], "else_branch": branches[1]}
+        return self.add_split("If", len(kinds), condition, **edges)
+
+    def _branch(self, build: Callable[[], Sequence[str]], kinds: Sequence[int]) -> onnx.GraphProto:
         outer, self.nodes = self.nodes, []
         self.inner_nodes += len(outer)
-        value = self("Identity", build())
+        values = [self._own(value) for value in build()]
         inner, self.nodes = self.nodes, outer
         self.inner_nodes += len(inner) - len(outer)
-        kind = helper.make_tensor_value_info(value, TensorProto.DOUBLE, None)
-        return helper.make_graph(inner, value, [], [kind])
+        pairs = zip(values, kinds, strict=True)
+        outputs = [helper.make_tensor_value_info(value, kind, None) for value, kind in pairs]
+        return helper.make_graph(inner, values[0], [], outputs)
+
+    def _own(self, value: str) -> str:
+        """Return a value as one that a node of this graph computes."""
+        computed = {name for node in self.nodes for name in node.output}
+        return value if value in computed else self("Identity", value)
 
     def constant(self, value: Any) -> str:
         """Add a constant, unless an equal one exists, and return its name."""
