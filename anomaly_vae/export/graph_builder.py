@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+
+class LogSumExp(NamedTuple):
+    """Names of the values of a log-sum-exp over exponents (..., N, M)."""
+
+    log: str
+    """(..., N, 1), of the element type of the exponents."""
+    shares: str
+    """(..., N, M) float32: each exponential divided by their sum."""
+    below: str
+    """(..., N, M) float32: the exponents if they are float32, else minus the largest one."""
+    most: str
+    """(..., N, 1): the largest exponent."""
 
 
 class GraphBuilder:
@@ -107,6 +120,27 @@ class GraphBuilder:
         ones = self("ConstantOfShape", self.constant(np.array([count, 1])), value=fill)
         return self("MatMul", value, ones)
 
+    def with_ones(self, rows: str, rank: int, to: type[np.floating[Any]]) -> str:
+        """Put a column of ones before the last axis of rows with a number of axes."""
+        before = [0] * (rank - 1) + [1]
+        return self("Pad", rows, self.axes(*before, *[0] * rank), self.constant(to(1.0)))
+
+    def log_sum_exp(self, exponents: str, double: bool) -> LogSumExp:
+        """Compute the log-sum-exp over the last axis of exponents, relative to the maximum.
+
+        Softmax adds the numbers of every row in the same order, unlike ReduceSum.
+
+        Args:
+            exponents: (..., N, M).
+            double: whether these are float64, and not float32.
+        """
+        most = self("ReduceMax", exponents, self.axes(-1), keepdims=1)
+        below = self.cast(self("Sub", exponents, most)) if double else exponents
+        shares = self("Softmax", below, axis=-1)
+        largest = self("ReduceMax", shares, self.axes(-1), keepdims=1)
+        log = self("Log", self.as_double(largest) if double else largest)
+        return LogSumExp(self("Sub", most, log), shares, below, most)
+
     def cast(self, value: str, to: int = TensorProto.FLOAT) -> str:
         """Change the element type."""
         return self("Cast", value, to=to)
@@ -129,10 +163,15 @@ class GraphBuilder:
         return self("Squeeze", self.stable_sum(self.as_double(value), count), self.axes(-1))
 
 
+def branches(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """Return the graphs inside a node."""
+    return [part.g for part in node.attribute if part.HasField("g")]
+
+
 def _count_inner(nodes: Iterable[onnx.NodeProto]) -> int:
     """Count the nodes in the branches of nodes."""
-    branches = [part.g.node for node in nodes for part in node.attribute if part.HasField("g")]
-    return sum(len(branch) + _count_inner(branch) for branch in branches)
+    inner = [branch.node for node in nodes for branch in branches(node)]
+    return sum(len(branch) + _count_inner(branch) for branch in inner)
 
 
 def content_hash(array: NDArray[Any]) -> str:

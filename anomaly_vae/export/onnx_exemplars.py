@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
+from torch import Tensor
 
 from anomaly_vae.export.graph_builder import GraphBuilder
 from anomaly_vae.models.exemplars import Exemplars, slots
 from anomaly_vae.models.likelihoods import LOG_2PI
-from anomaly_vae.scoring.scorer import EXPLAIN
 
 SINGLE_RATIO = 500.0
 """Largest |c|²/v of an exemplar whose exponents are computed in float32.
@@ -23,35 +23,33 @@ nats, which is 5·10⁻⁵ at this limit. Exemplars with narrower kernels are co
 """
 
 
-class ExemplarTerms(NamedTuple):
-    """Names of the values that the member contributes, all float64 and in nats."""
+def needs_double(center: Tensor, log_var: Tensor) -> Tensor:
+    """Return which kernels or components (..., M) are too narrow for float32; see `SINGLE_RATIO`.
 
-    score: str
-    """(N,): −log p(x)."""
-    nats: str
-    """(N, F): share of each column."""
-    kl: str
-    """(N,): share of the KL term; score = Σ nats + kl."""
+    Args:
+        center: (..., M, n), their centers.
+        log_var: (..., M), their log-variances.
+    """
+    return center.double().square().sum(-1) > SINGLE_RATIO * log_var.double().exp()
 
 
 class Density(NamedTuple):
-    """Names of the values of a part of the exemplars, in nats."""
+    """Names of the values of a part of the exemplars, in nats; float32 or float64."""
 
     shares: str
     """(N, M) float32: responsibilities within the part."""
-    log: str
-    """(N, 1) float64: log-density of the part."""
     mean: str
-    """(N, 1) float64: log-kernels of a row, averaged by the responsibilities."""
+    """(N, 1): log-kernels of a row, averaged by the responsibilities."""
+    log: str
+    """(N, 1): log-density of the part."""
 
 
 class ExemplarNodes:
     """The nodes of `Exemplars.forward`, for rows ``x`` (N, F) with NaN where missing.
 
     The exponents of all exemplars are one product of matrices, or two where some kernels are too
-    narrow for float32 (`SINGLE_RATIO`). What missing values change is a further product, which is
-    computed only for tiles that have some and is exactly 0 for rows that have none. The nodes of
-    ``nats`` are needed for explanations only.
+    narrow for float32 (`SINGLE_RATIO`). Tiles with missing values have further columns in it, which
+    are 0 in rows without such values, so that these rows have the same scores in every tile.
 
     Args:
         g: the graph.
@@ -73,117 +71,110 @@ class ExemplarNodes:
         self.stored, self.filled, self.missing = stored, filled, missing
         columns, levels = slots(self.layout)
         self.columns, self.levels = np.array(columns, np.int64), np.array(levels, np.float32)
-
-    def terms(self) -> ExemplarTerms:
-        """Compute the member's terms."""
-        g = self.g
-        parts = [ExemplarPart(self, *part) for part in self.split()]
-        densities = [part.density() for part in parts]
-        whole, portions = self.mixed(densities)
-        score = g("Squeeze", g("Neg", whole.log), g.axes(-1))
-        kl = g("Squeeze", g("Sub", whole.mean, whole.log), g.axes(-1))
-
-        matrices = [part.averaged() for part in parts]
-
-        def nats() -> Sequence[str]:
-            expected = [
-                g("Mul", part.expected(density.shares, matrix), portion)
-                for part, density, matrix, portion in zip(
-                    parts, densities, matrices, portions, strict=True
-                )
-            ]
-            total = expected[0] if len(expected) == 1 else g("Add", *expected)
-            return [self.exact(g("Neg", self.by_column(total)), score, kl)]
-
-        def nothing() -> Sequence[str]:
-            return [g.as_double(g("Sub", self.filled, self.filled))]
-
-        return ExemplarTerms(score, g.choose(EXPLAIN, nats, nothing, [TensorProto.DOUBLE])[0], kl)
+        self.parts = [ExemplarPart(self, *part) for part in self.split()]
+        self.densities = [part.density() for part in self.parts]
+        self.averaged = [part.averaged() for part in self.parts]
 
     def split(self) -> list[tuple[NDArray[np.int64], bool]]:
-        """Return the exemplars that need float64, and those that do not, unless there are none."""
-        center, log_var = (
-            value.double().numpy() for value in (self.member.center, self.member.log_var)
-        )
-        narrow = (center**2).sum(1) > SINGLE_RATIO * np.exp(log_var)
+        """Return the exemplars that do not need float64, and those that do, unless there are none.
+
+        The numbers of each are followed by whether they need it.
+        """
+        narrow = needs_double(self.member.center, self.member.log_var).numpy()
         parts = (np.flatnonzero(~narrow), False), (np.flatnonzero(narrow), True)
         return [part for part in parts if len(part[0])]
 
-    def mixed(self, parts: Sequence[Density]) -> tuple[Density, list[str]]:
-        """Return the density of all parts, and the share (N, 1) of each part in it."""
+    def pair(self) -> str:
+        """Compute the mean log-kernels and the log-density, (N, 2) float64.
+
+        The loss is minus the former. The KL term is the former minus the latter.
+        """
         g = self.g
-        if len(parts) == 1:
-            return parts[0], [g.double(1.0)]
-        logs = g("Concat", *(part.log for part in parts), axis=-1)
-        most = g("Max", *(part.log for part in parts))
+        pairs = [g.as_double(g("Concat", part.mean, part.log, axis=-1)) for part in self.densities]
+        return pairs[0] if len(pairs) == 1 else self.mixed(pairs)
+
+    def nats(self) -> str:
+        """Compute −Σ_k r_k log K_f(x_f|c_k), (N, F) float64, for explanations."""
+        g = self.g
+        expected = [
+            part.expected(density.shares, averaged)
+            for part, density, averaged in zip(
+                self.parts, self.densities, self.averaged, strict=True
+            )
+        ]
+        if len(expected) == 1:
+            return g("Neg", self.by_column(expected[0]))
+        weighted = [
+            g("Mul", each, g.slice(self.portions, i, i + 1)) for i, each in enumerate(expected)
+        ]
+        return g("Neg", self.by_column(g("Add", *weighted)))
+
+    def mixed(self, pairs: Sequence[str]) -> str:
+        """Compute the pair of the whole from those of its parts."""
+        g = self.g
+        means, logs = (
+            g("Concat", *(g.slice(pair, i, i + 1) for pair in pairs), axis=-1) for i in (0, 1)
+        )
+        most = g("ReduceMax", logs, g.axes(-1), keepdims=1)
         weights = g("Exp", g("Sub", logs, most))
-        total = g.stable_sum(weights, len(parts))
-        shares = g("Div", weights, total)
-        means = g("Concat", *(part.mean for part in parts), axis=-1)
-        mean = g.stable_sum(g("Mul", shares, means), len(parts))
-        whole = Density("", g("Add", most, g("Log", total)), mean)
-        return whole, [g.slice(shares, i, i + 1) for i in range(len(parts))]
+        total = g.stable_sum(weights, len(pairs))
+        self.portions = g("Div", weights, total)
+        mean = g.stable_sum(g("Mul", self.portions, means), len(pairs))
+        return g("Concat", mean, g("Add", most, g("Log", total)), axis=-1)
 
     # ------------------------------------------------------------ rows
 
     @cached_property
     def rows(self) -> str:
-        """The inputs of a row that the exponents are linear in, (N, K) float64.
+        """The inputs of a row that the exponents are linear in, (N, K).
 
         These are 1, the numbers, the sum of their squares, and one-hot levels, which are all 0
-        where missing.
+        where missing. They are float64 if any part is.
         """
         g, n = self.g, self.layout.n_numeric
+        kind = np.float64 if self.double else np.float32
+        levels = [self.one_hot()] if len(self.columns) else []
         if not n:
-            return g("Pad", self.one_hot(), g.axes(0, 1, 0, 0), g.double(1.0))
-        numeric = g.as_double(g.slice(self.filled, 0, n))
-        pieces = [
-            g("Pad", numeric, g.axes(0, 1, 0, 0), g.double(1.0)),
-            g.stable_sum(g("Mul", numeric, numeric), n),
-        ]
-        return g("Concat", *pieces, *([self.one_hot()] if len(self.columns) else []), axis=-1)
+            return g.with_ones(self.one_hot(), 2, kind)
+        numeric = self.first(self.filled)
+        numeric = g.as_double(numeric) if self.double else numeric
+        square = g.stable_sum(g("Mul", numeric, numeric), n, kind)
+        return g("Concat", g.with_ones(numeric, 2, kind), square, *levels, axis=-1)
+
+    @cached_property
+    def double_rows(self) -> str:
+        """The same in float64."""
+        return self.g.as_double(self.rows)
 
     @cached_property
     def single_rows(self) -> str:
         """The same in float32."""
-        return self.g.cast(self.rows)
-
-    def one_hot(self) -> str:
-        """Compute which levels a row has, (N, S) float64."""
-        g = self.g
-        codes = g("Gather", "x", g.constant(self.columns), axis=1)
-        return g.as_double(g("Equal", codes, g.constant(self.levels)))
+        return self.g.cast(self.rows) if self.double else self.rows
 
     @cached_property
-    def gaps(self) -> str:
-        """Whether the numbers are missing, (N, n) bool."""
-        return self.g.slice(self.missing, 0, self.layout.n_numeric)
+    def double(self) -> bool:
+        """Whether any exponents are in float64."""
+        return bool(needs_double(self.member.center, self.member.log_var).any())
+
+    def one_hot(self) -> str:
+        """Compute which levels a row has, (N, S)."""
+        g = self.g
+        codes = g("Gather", "x", g.constant(self.columns), axis=1)
+        kind = TensorProto.DOUBLE if self.double else TensorProto.FLOAT
+        return g.cast(g("Equal", codes, g.constant(self.levels)), kind)
+
+    def first(self, value: str) -> str:
+        """Take the numeric columns of rows (N, F)."""
+        n = self.layout.n_numeric
+        return value if n == self.layout.n_columns else self.g.slice(value, 0, n)
 
     @cached_property
     def some_gaps(self) -> str:
-        """Whether any number of the tile is missing."""
+        """Whether any value of the tile is missing."""
         g = self.g
-        most = g("ReduceMax", g.cast(self.gaps), keepdims=0)
-        return g.cast(most, TensorProto.BOOL)
-
-    @cached_property
-    def present_count(self) -> str:
-        """The number of values that a row has, (N, 1) float64."""
-        return self.g.stable_sum(self.present(self.layout.n_columns), self.layout.n_columns)
-
-    def present(self, count: int) -> str:
-        """Compute whether the first columns have values, (N, count) float64."""
-        return self.g.as_double(self.g("Not", self.g.slice(self.missing, 0, count)))
+        return g.cast(g("ReduceMax", g.cast(self.missing), keepdims=0), TensorProto.BOOL)
 
     # ------------------------------------------------------------ explanations
-
-    def exact(self, nats: str, score: str, kl: str) -> str:
-        """Distribute the rounding of the KL term over the columns, so that the sum is the score."""
-        g, count = self.g, self.layout.n_columns
-        rest = g("Sub", g("Sub", score, kl), g.sum_double(nats, count))
-        least = g("Max", self.present_count, g.double(1.0))
-        each = g("Div", g("Unsqueeze", rest, g.axes(-1)), least)
-        return g("Add", nats, g("Mul", self.present(count), each))
 
     def by_column(self, expected: str) -> str:
         """Compute Σ_k r_k log K_f(x_f|c_k), (N, F).
@@ -192,7 +183,7 @@ class ExemplarNodes:
             expected: (N, K + n), factors and the constants of the numbers, averaged by the
                 responsibilities.
         """
-        g, n, levels, rows = self.g, self.layout.n_numeric, len(self.columns), self.rows
+        g, n, levels, rows = self.g, self.layout.n_numeric, len(self.columns), self.double_rows
         first = n + 2 if n else 1
         pieces = []
         if n:
@@ -200,7 +191,7 @@ class ExemplarNodes:
             linear = g("Mul", numeric, g.slice(expected, 1, n + 1))
             square = g("Mul", g("Mul", numeric, numeric), g.slice(expected, n + 1, n + 2))
             norm = g.slice(expected, first + levels, first + levels + n)
-            known = g("Mul", self.present(n), norm)
+            known = g("Mul", g.as_double(g("Not", self.first(self.missing))), norm)
             pieces = [g("Add", g("Add", linear, known), square)]
         if levels:
             bounds = first, first + levels
@@ -231,48 +222,52 @@ class ExemplarPart:
 
     def density(self) -> Density:
         """Compute the density of the part."""
-        g, exponents = self.g, self.exponents()
-        most = g("ReduceMax", exponents, g.axes(-1), keepdims=1)
-        below = g.cast(g("Sub", exponents, most)) if self.double else exponents
-        shares = g("Softmax", below, axis=-1)
-        largest = g.as_double(g("ReduceMax", shares, g.axes(-1), keepdims=1))
-        moment = g.as_double(g.stable_sum(g("Mul", shares, below), len(self.index), np.float32))
-        most = most if self.double else g.as_double(most)
-        log_density = g("Sub", most, g("Log", largest))
-        log_joint = g("Add", moment, most) if self.double else moment
-        return Density(shares, log_density, self.without_weights(log_joint, shares))
+        g = self.g
+        exponents, some = self.exponents()
+        norm = g.log_sum_exp(exponents, self.double)
+        moment = g.stable_sum(g("Mul", norm.shares, norm.below), len(self.index), np.float32)
+        log_joint = g("Add", g.as_double(moment), norm.most) if self.double else moment
+        log_kernel = g("Sub", log_joint, self.mean_weight(norm.shares))
+        return Density(norm.shares, g("Mul", log_kernel, some), norm.log)
 
-    def without_weights(self, log_joint: str, shares: str) -> str:
-        """Subtract the mean log-weight (N, 1) from log-weights plus log-kernels.
-
-        A row without any value has no kernels; the rounding of what its gaps take away is removed.
-        """
+    def mean_weight(self, shares: str) -> str:
+        """Compute the log-weights averaged by the responsibilities, (N, 1) or (1, 1)."""
         g = self.g
         weights = self.nodes.member.log_weight[self.index]
         if bool((weights == weights[0]).all()):
-            mean = g.slice(self.row("log_weight"), 0, 1)
-        else:
-            column = g.cast(self.column("log_weight"))
-            mean = g.as_double(g("MatMul", shares, column))
-        some = g("Min", self.nodes.present_count, g.double(1.0))
-        return g("Mul", g("Sub", log_joint, mean), some)
+            return self.own(g.slice(self.row("log_weight"), 0, 1))
+        column = g("Unsqueeze", self.weight("log_weight"), g.axes(-1))
+        mean = g("MatMul", shares, g.cast(column))
+        return g.as_double(mean) if self.double else mean
 
-    def exponents(self) -> str:
-        """Compute (N, M): log-weights plus log-kernels, without the terms of missing numbers."""
+    def exponents(self) -> tuple[str, str]:
+        """Compute log-weights plus log-kernels without the terms of missing numbers, (N, M).
+
+        The second value is 0 for rows without any value, which have no kernels, and otherwise 1:
+        (N, 1), or (1, 1) for all rows.
+        """
         g, nodes = self.g, self.nodes
-        rows = nodes.rows if self.double else nodes.single_rows
+        rows = nodes.double_rows if self.double else nodes.single_rows
         factors, matrix = self.own(self.factors), self.matrix
 
         def complete() -> Sequence[str]:
-            return [g("MatMul", rows, factors)]
+            return g("MatMul", rows, factors), self.own(g.constant(np.ones((1, 1))))
 
         def incomplete() -> Sequence[str]:
-            gaps = g("Neg", g.cast(nodes.gaps, self.kind))
-            return [g("MatMul", g("Concat", rows, gaps, axis=-1), matrix)]
+            gaps = g("Neg", g.cast(nodes.first(nodes.missing), self.kind))
+            inputs = g("Concat", rows, gaps, axis=-1) if self.layout.n_numeric else rows
+            return g("MatMul", inputs, matrix), self.some()
 
-        if not self.layout.n_numeric:
-            return complete()[0]
-        return g.choose(nodes.some_gaps, incomplete, complete, [self.kind])[0]
+        kinds = [self.kind, self.kind]
+        exponents, some = g.choose(nodes.some_gaps, incomplete, complete, kinds)
+        return exponents, some
+
+    def some(self) -> str:
+        """Compute whether rows have any value, (N, 1)."""
+        g, count = self.g, self.layout.n_columns
+        present = g.cast(g("Not", self.nodes.missing), self.kind)
+        present = g.stable_sum(present, count, np.float64 if self.double else np.float32)
+        return g("Min", present, self.own(g.double(1.0)))
 
     def averaged(self) -> str:
         """Return the factors and the constant terms of the numbers as (M, K + n)."""
@@ -350,7 +345,3 @@ class ExemplarPart:
     def row(self, name: str) -> str:
         """Refer to a stored tensor (M,) as a matrix (1, M)."""
         return self.g("Unsqueeze", self.weight(name), self.g.axes(0))
-
-    def column(self, name: str) -> str:
-        """Refer to a stored tensor (M,) as a matrix (M, 1)."""
-        return self.g("Unsqueeze", self.weight(name), self.g.axes(-1))

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from anomaly_vae.calibration.surprise import SurpriseCurve
-from anomaly_vae.export.graph_builder import GraphBuilder
+from anomaly_vae.export.graph_builder import GraphBuilder, branches
 from anomaly_vae.scoring.scorer import KNOWN_COLUMNS, KNOWN_OUTPUTS
 
 ML_OPSET = 3
@@ -86,8 +86,7 @@ def add_known_head(graph: bytes, head: KnownHead) -> bytes:
     builder = _HeadBuilder(proto, head)
     builder.outputs()
     proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", ML_OPSET))
-    columns = " ".join(map(str, head.columns))
-    helper.set_model_props(proto, {KNOWN_COLUMNS: columns})
+    proto.metadata_props.add(key=KNOWN_COLUMNS, value=" ".join(map(str, head.columns)))
     return bytes(proto.SerializeToString(deterministic=True))
 
 
@@ -103,10 +102,12 @@ def tree_margins(trees: Trees, width: int) -> onnx.ModelProto:
 
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
-    """Rename values inside a graph."""
+    """Rename values inside a graph and its branches."""
     for node in graph.node:
         for edges in (node.input, node.output):
             edges[:] = [names.get(edge, edge) for edge in edges]
+        for branch in branches(node):
+            _rename(branch, names)
 
 
 def _margin(g: GraphBuilder, trees: Trees) -> str:

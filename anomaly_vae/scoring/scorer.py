@@ -33,6 +33,8 @@ KNOWN_OUTPUTS = ("known", "detector", "rate")
 """Names of the further outputs of a graph that has learned from known anomalies."""
 KNOWN_COLUMNS = "known_columns"
 """Property of such a graph: the indices of the raw columns by which it knows anomalies."""
+TILE_ROWS = "tile_rows"
+"""Optional property of a graph: number of rows that it takes at a time, for speed alone."""
 
 
 class Terms(NamedTuple):
@@ -130,12 +132,13 @@ class Scorer:
         self._brief = {EXPLAIN: np.array(False)} if EXPLAIN in optional else {}
         self.has_head = "known" in {output.name for output in self._session.get_outputs()}
         """Whether the model has learned from known anomalies."""
+        self._properties: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        self._tile_rows = int(self._properties.get(TILE_ROWS, encoding.tile))
 
     @cached_property
     def known_columns(self) -> tuple[int, ...]:
         """Raw columns by which the model knows anomalies, the most useful first; often none."""
-        properties = self._session.get_modelmeta().custom_metadata_map
-        return tuple(map(int, properties.get(KNOWN_COLUMNS, "").split()))
+        return tuple(map(int, self._properties.get(KNOWN_COLUMNS, "").split()))
 
     def score(self, batch: RawBatch) -> NDArray[np.float64]:
         """Return anomaly scores (N,); higher is more anomalous."""
@@ -191,7 +194,7 @@ class Scorer:
 
     def _tiles(self, x: Matrix) -> Iterator[Matrix]:
         """Yield tiles of a matrix (N, F); an empty matrix yields one empty tile."""
-        step = self.encoding.tile
+        step = self._tile_rows
         return (x[i : i + step] for i in range(0, max(len(x), 1), step))
 
     def _run(self, outputs: tuple[str, ...], x: Matrix) -> list[NDArray[Any]]:

@@ -12,7 +12,13 @@ from safetensors.numpy import save as save_tensors
 from anomaly_vae.config.model import ModelConfig
 from anomaly_vae.config.scoring import ScoreConfig
 from anomaly_vae.data.encoding import Layout
-from anomaly_vae.export.onnx_tabular import check_graph, export_graph, torch_terms, weight_tensors
+from anomaly_vae.export.onnx_tabular import (
+    check_graph,
+    export_graph,
+    tile_rows,
+    torch_terms,
+    weight_tensors,
+)
 from anomaly_vae.models.builder import build
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.scoring.scorer import EXPLAIN, OUTPUTS, open_session
@@ -118,6 +124,13 @@ def test_only_narrow_kernels_need_float64() -> None:
         products[width] = kinds
     single, double = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
     assert products == {1.0: {single}, 5e-3: {single, double}, 1e-6: {double}}
+
+
+@pytest.mark.parametrize(
+    ("count", "rows"), [(7, 512), (1_024, 512), (2_048, 256), (3_601, 128), (4_096, 128)]
+)
+def test_more_exemplars_make_smaller_tiles(count: int, rows: int) -> None:
+    assert tile_rows(exemplars_of(Layout(1, 0, ()), count)) == rows
 
 
 @torch.no_grad()
