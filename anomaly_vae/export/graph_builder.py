@@ -102,9 +102,9 @@ class GraphBuilder:
         """Add a constant that lists axes, and return its name."""
         return self.constant(np.array(axes, np.int64))
 
-    def named(self, name: str, value: str) -> None:
-        """Give a value the name of a graph output."""
-        self.nodes.append(helper.make_node("Identity", [value], [name]))
+    def named(self, name: str, op: str, *inputs: str, **attributes: Any) -> None:
+        """Add a node whose output has a given name."""
+        self.nodes.append(helper.make_node(op, inputs, [name], **attributes))
 
     def sum(self, value: str, axis: int, keepdims: int = 0) -> str:
         """Sum over one axis."""

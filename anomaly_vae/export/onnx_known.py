@@ -93,7 +93,7 @@ def add_known_head(graph: bytes, head: KnownHead) -> bytes:
 def tree_margins(trees: Trees, width: int) -> onnx.ModelProto:
     """Return a graph of the trees alone, from x (N, width) to margin (N,) float64."""
     g = GraphBuilder()
-    g.named("margin", _margin(g, trees))
+    g.named("margin", "Identity", _margin(g, trees))
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", width])]
     outputs = [helper.make_tensor_value_info("margin", TensorProto.DOUBLE, ["N"])]
     graph = helper.make_graph(g.nodes, "trees", inputs, outputs, list(g.constants.values()))
@@ -157,11 +157,11 @@ class _HeadBuilder:
         shares = g("Mul", parts, g("Unsqueeze", g.cast(factor, kind.elem_type), g.axes(-1)))
         count = kind.shape.dim[1].dim_value
         total = g.stable_sum(g.cast(shares, TensorProto.DOUBLE), count)
-        g.named("nats", shares)
-        g.named("kl", g("Sub", surprise, g("Squeeze", total, g.axes(-1))))
-        g.named("score", g("Add", surprise, known))
+        g.named("nats", "Identity", shares)
+        g.named("kl", "Sub", surprise, g("Squeeze", total, g.axes(-1)))
+        g.named("score", "Add", surprise, known)
         for name, value in zip(KNOWN_OUTPUTS, (known, detector, rate), strict=True):
-            g.named(name, value)
+            g.named(name, "Identity", value)
         self._replace_content()
 
     def _replace_content(self) -> None:

@@ -58,6 +58,8 @@ WEIGHTS_FILE = "weights.safetensors"
 """Name of the file with the weights."""
 NOISE = "noise"
 """Name of the frozen noise tensor in the weights file."""
+ABSENT = -1e9
+"""Logit of the levels beyond those of a column."""
 TILE_VALUES, TILE_STEP = 1 << 19, 64
 """Largest number of rows times exemplars in a tile, and the step of the number of rows."""
 TOLERANCE = 1e-4
@@ -116,6 +118,7 @@ class _Builder:
         self.likelihood = self.networks.likelihood
         self.layout: Layout = self.likelihood.layout
         self.g = GraphBuilder()
+        self.split_rows: dict[str, list[str]] = {}
         self.used: set[str] = set()
         self.with_draws = False
         """Whether the nodes under construction have a draw axis; it is the last but one."""
@@ -135,9 +138,9 @@ class _Builder:
             pair = g(
                 "Add", g("Mul", pair, self.rest()), g("MatMul", exemplars.pair(), self.weighting())
             )
-        g.named("score", self.flat(g.stable_sum(pair, 2)))
-        g.named("kl", self.flat(g.slice(pair, 1, 2)))
-        g.named("latent", self.first_member(self.mean))
+        g.named("score", "Reshape", g.stable_sum(pair, 2), g.axes(-1))
+        g.named("kl", "Reshape", g.slice(pair, 1, 2), g.axes(-1))
+        g.named("latent", "Identity", self.first_member(self.mean))
 
         def explained() -> Sequence[str]:
             columns = g.as_double(self.average_columns(nats, guard))
@@ -152,7 +155,7 @@ class _Builder:
         kinds = [TensorProto.DOUBLE, TensorProto.FLOAT]
         explanation = g.choose(EXPLAIN, explained, unexplained, kinds)
         for name, value in zip(("nats", "expected"), explanation, strict=True):
-            g.named(name, value)
+            g.named(name, "Identity", value)
         shapes: dict[str, list[str | int | None]] = {
             "score": ["N"],
             "nats": ["N", f],
@@ -167,10 +170,6 @@ class _Builder:
             )
             for name, shape in shapes.items()
         ]
-
-    def flat(self, value: str) -> str:
-        """Return a value with one number per row as (N,)."""
-        return self.g("Reshape", value, self.g.axes(-1))
 
     def exact(self, nats: str) -> str:
         """Distribute the rounding of the score over the columns with a value.
@@ -309,10 +308,10 @@ class _Builder:
     def features(self) -> str:
         """Compute the encoder's input; see `likelihoods.TabularFeatures`."""
         g, layout = self.g, self.layout
-        first = layout.n_numeric + layout.n_binary
-        pieces = [self.squash(self.columns(self.filled, 0, first))]
-        if layout.n_categorical:
-            codes = g("Unsqueeze", g.slice(self.filled, first, layout.n_columns), g.axes(-1))
+        numeric, binary, codes = self.kinds(self.filled)
+        pieces = ([self.squash(numeric)] if numeric else []) + ([binary] if binary else [])
+        if codes:
+            codes = g("Unsqueeze", codes, g.axes(-1))
             levels = g.constant(np.arange(1, layout.max_levels, dtype=np.float32))
             pieces.append(g("Flatten", g.cast(g("Equal", codes, levels)), axis=1))
         return g("Concat", *pieces, g.cast(self.missing), axis=-1)
@@ -480,14 +479,19 @@ class _Builder:
     # ------------------------------------------------------------ likelihoods
 
     def parameters(self, z: str) -> list[str]:
-        """Compute decoder outputs per block of `TabularLikelihood.widths`; "" for empty blocks."""
-        out = self.decoder(z)
-        widths = [int(width) for width in self.likelihood.widths if width]
-        if len(widths) == 1:
-            blocks = [out]
-        else:
-            blocks = self.g.add_split("Split", len(widths), out, self.g.axes(*widths), axis=-1)
-        return [blocks.pop(0) if width else "" for width in self.likelihood.widths]
+        """Compute decoder outputs per block of `TabularLikelihood.widths`, "" for empty blocks.
+
+        Logits are bounded, and those of levels have the axes (..., C, Kmax).
+        """
+        mean, raw, binary, levels = self.likelihood.widths
+        numbers = self.blocks(self.decoder(z), (mean, raw, binary + levels))
+        logits = self.bounded(numbers[2]) if numbers[2] else ""
+        flags, logits = self.blocks(logits, (binary, levels))
+        present = self.likelihood.present
+        if logits:
+            shape = [0] * (self.rank(z) - 1) + list(present.shape)
+            logits = self.g("Reshape", logits, self.g.axes(*shape))
+        return [*numbers[:2], flags, logits]
 
     def decoder(self, z: str) -> str:
         """Compute the decoder; see `networks.Decoder`. Members join rows and draws in one axis."""
@@ -500,31 +504,46 @@ class _Builder:
         back = np.array([self.members, -1, self.score.draws, width], np.int64)
         return g("Reshape", out, g.constant(back))
 
-    def columns(self, x: str, start: int, stop: int) -> str:
-        """Take the columns [start, stop) of rows (..., F)."""
-        whole = (start, stop) == (0, self.layout.n_columns)
-        return x if whole else self.g.slice(x, start, stop)
+    def kinds(self, x: str) -> list[str]:
+        """Split rows (..., F) into numeric, binary and categorical columns; "" for none.
+
+        The same rows are split only once.
+        """
+        layout = self.layout
+        widths = layout.n_numeric, layout.n_binary, layout.n_categorical
+        if x not in self.split_rows:
+            self.split_rows[x] = self.blocks(x, widths)
+        return self.split_rows[x]
+
+    def blocks(self, value: str, widths: Sequence[int]) -> list[str]:
+        """Split the last axis into blocks of these widths; "" for empty ones."""
+        filled = [int(width) for width in widths if width]
+        parts = [value]
+        if len(filled) > 1:
+            parts = self.g.add_split("Split", len(filled), value, self.g.axes(*filled), axis=-1)
+        return [parts.pop(0) if width else "" for width in widths]
 
     def nats(self, parameters: list[str], x: str, missing: str) -> str:
         """Compute −log p(x|z) per column; see `likelihoods.Joint.log_prob`."""
-        g, layout = self.g, self.layout
+        g = self.g
         mean, raw, binary, levels = parameters
-        a, b = layout.n_numeric, layout.n_numeric + layout.n_binary
+        numbers, flags, codes = self.kinds(x)
         pieces = []
         if mean:
-            pieces.append(self.numeric(self.columns(x, 0, a), mean, raw))
+            pieces.append(self.numeric(numbers, mean, raw))
         if binary:
-            logits = self.bounded(binary)
-            product = g("Mul", self.columns(x, a, b), logits)
-            pieces.append(g("Sub", g("Softplus", logits), product))
+            pieces.append(g("Sub", g("Softplus", binary), g("Mul", flags, binary)))
         if levels:
-            codes = g("Unsqueeze", self.columns(x, b, layout.n_columns), g.axes(-1))
-            index = g.constant(np.arange(layout.max_levels, dtype=np.float32))
-            probs, chosen = self.probs(levels), g.cast(g("Equal", codes, index))
-            likely = g.stable_sum(g("Mul", probs, chosen), layout.max_levels, np.float32)
-            log = g("Log", self.share(chosen, likely))
-            pieces.append(g("Neg", g("Squeeze", log, g.axes(-1))))
+            pieces.append(self.categorical(g("Unsqueeze", codes, g.axes(-1)), levels))
         return g("Where", missing, 0.0, self.joined(pieces))
+
+    def categorical(self, codes: str, levels: str) -> str:
+        """Compute `likelihoods.Categorical` for codes (..., C, 1)."""
+        g, most = self.g, self.layout.max_levels
+        chosen = g.cast(g("Equal", codes, g.constant(np.arange(most, dtype=np.float32))))
+        likely = g.stable_sum(g("Mul", self.probs(levels), chosen), most, np.float32)
+        log = g("Log", self.share(chosen, likely))
+        return g("Neg", g("Squeeze", log, g.axes(-1)))
 
     def numeric(self, x: str, mean: str, raw: str) -> str:
         """Compute `likelihoods.Gaussian` or `StudentT`; ONNX has no lgamma, hence a constant."""
@@ -556,16 +575,12 @@ class _Builder:
 
     def probs(self, levels: str) -> str:
         """Compute probabilities (..., C, Kmax); see `likelihoods.Categorical.probs`."""
-        g = self.g
-        present = self.likelihood.present.numpy()
-        shape = g("Concat", g("Shape", levels, end=-1), g.axes(*present.shape), axis=0)
-        logits = self.bounded(g("Reshape", levels, shape))
-        weights = g("Mul", g("Exp", logits), g.constant(present))
-        softmax = g("Div", weights, g.stable_sum(weights, present.shape[-1], np.float32))
+        g, present = self.g, self.likelihood.present.numpy()
+        if not present.all():
+            levels = g("Add", levels, g.constant(np.where(present, 0, ABSENT).astype(np.float32)))
         uniform = UNIFORM_SHARE * present / present.sum(-1, keepdims=True)
-        return g(
-            "Add", g("Mul", softmax, 1 - UNIFORM_SHARE), g.constant(uniform.astype(np.float32))
-        )
+        softmax = g("Mul", g("Softmax", levels, axis=-1), 1 - UNIFORM_SHARE)
+        return g("Add", softmax, g.constant(uniform.astype(np.float32)))
 
     def share(self, chosen: str, prob: str) -> str:
         """Multiply probabilities (..., C, 1) of levels by the shares of single values."""
@@ -581,7 +596,7 @@ class _Builder:
         mean, _, binary, levels = parameters
         pieces = [mean] if mean else []
         if binary:
-            pieces.append(g("Sigmoid", self.bounded(binary)))
+            pieces.append(g("Sigmoid", binary))
         if levels:
             pieces.append(g.cast(g("ArgMax", self.probs(levels), axis=-1, keepdims=0)))
         return self.joined(pieces)

@@ -12,7 +12,7 @@ KINDS = [TensorProto.DOUBLE]
 
 def run(g: GraphBuilder, value: str, **inputs: object) -> np.ndarray:
     """Compute a value of a graph with the inputs ``x`` (N,) and ``which`` ()."""
-    g.named("result", value)
+    g.named("result", "Identity", value)
     kinds = {"x": (TensorProto.DOUBLE, ["N"]), "which": (TensorProto.BOOL, [])}
     given = [helper.make_tensor_value_info(name, *kinds[name]) for name in kinds]
     result = [helper.make_tensor_value_info("result", TensorProto.DOUBLE, None)]
