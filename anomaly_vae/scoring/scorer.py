@@ -212,7 +212,7 @@ class Scorer:
 def padded(x: Matrix, block: int) -> Matrix:
     """Repeat the last row until the number of rows is a multiple of ``block``, and not 0.
 
-    Without rows, all values are 0. A lone row is repeated in one step, since a request waits for it.
+    Without rows, all values are 0. A lone row, for which a request waits, is repeated in one step.
     """
     rows = len(x)
     if rows == 1:
