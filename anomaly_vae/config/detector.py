@@ -36,7 +36,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
                 "exemplars": 0,
             }
         },
-        "best": {"model": {"members": 8, "components": 512, "exemplars": 4096}},
+        "best": {"model": {"members": 8, "components": 512, "exemplars": 8192}},
     },
     "image": {
         "fast": {"model": {"width": 8, "hidden_dim": 128}, "training": {"epochs": 10}},

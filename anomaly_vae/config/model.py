@@ -36,7 +36,7 @@ class ModelConfig(Section):
     every model is trained with."""
     components: int = Field(128, ge=1, le=65_536)
     """Largest number of mixture components of the aggregated posterior."""
-    exemplars: int = Field(2048, ge=0, le=65_536)
+    exemplars: int = Field(4096, ge=0, le=65_536)
     """Largest number of training rows in the exemplar member, a kernel density whose bound counts
     for half of the score; 0: no such member."""
     known: Literal["off", "auto"] = "off"

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+
+class LogSumExp(NamedTuple):
+    """Names of the values of a log-sum-exp over exponents (..., N, M)."""
+
+    log: str
+    """(..., N, 1), of the element type of the exponents."""
+    shares: str
+    """(..., N, M) float32: each exponential divided by their sum."""
+    below: str
+    """(..., N, M) float32: the exponents if they are float32, else minus the largest one."""
+    most: str
+    """(..., N, 1): the largest exponent."""
 
 
 class GraphBuilder:
@@ -44,19 +57,39 @@ class GraphBuilder:
         self.nodes.append(helper.make_node(op, edges, names, **attributes))
         return names
 
-    def choose(self, condition: str, then: Callable[[], str], other: Callable[[], str]) -> str:
-        """Compute only one of two values, each built by a function that adds its nodes."""
-        branches = [self._branch(build) for build in (then, other)]
-        return self("If", condition, then_branch=branches[0], else_branch=branches[1])
+    def choose(
+        self,
+        condition: str,
+        then: Callable[[], Sequence[str]],
+        other: Callable[[], Sequence[str]],
+        kinds: Sequence[int],
+    ) -> list[str]:
+        """Compute only one of two lists of values, each built by a function that adds its nodes.
 
-    def _branch(self, build: Callable[[], str]) -> onnx.GraphProto:
+        Args:
+            condition: name of a boolean.
+            then: function that returns the values if it is true.
+            other: function that returns the values if it is false.
+            kinds: element types of the values.
+        """
+        branches = [self._branch(build, kinds) for build in (then, other)]
+        edges = {"then_branch": branches[0], "else_branch": branches[1]}
+        return self.add_split("If", len(kinds), condition, **edges)
+
+    def _branch(self, build: Callable[[], Sequence[str]], kinds: Sequence[int]) -> onnx.GraphProto:
         outer, self.nodes = self.nodes, []
         self.inner_nodes += len(outer)
-        value = self("Identity", build())
+        values = [self._own(value) for value in build()]
         inner, self.nodes = self.nodes, outer
         self.inner_nodes += len(inner) - len(outer)
-        kind = helper.make_tensor_value_info(value, TensorProto.DOUBLE, None)
-        return helper.make_graph(inner, value, [], [kind])
+        pairs = zip(values, kinds, strict=True)
+        outputs = [helper.make_tensor_value_info(value, kind, None) for value, kind in pairs]
+        return helper.make_graph(inner, values[0], [], outputs)
+
+    def _own(self, value: str) -> str:
+        """Return a value as one that a node of this graph computes."""
+        computed = {name for node in self.nodes for name in node.output}
+        return value if value in computed else self("Identity", value)
 
     def constant(self, value: Any) -> str:
         """Add a constant, unless an equal one exists, and return its name."""
@@ -69,9 +102,9 @@ class GraphBuilder:
         """Add a constant that lists axes, and return its name."""
         return self.constant(np.array(axes, np.int64))
 
-    def named(self, name: str, value: str) -> None:
-        """Give a value the name of a graph output."""
-        self.nodes.append(helper.make_node("Identity", [value], [name]))
+    def named(self, name: str, op: str, *inputs: str, **attributes: Any) -> None:
+        """Add a node whose output has a given name."""
+        self.nodes.append(helper.make_node(op, inputs, [name], **attributes))
 
     def sum(self, value: str, axis: int, keepdims: int = 0) -> str:
         """Sum over one axis."""
@@ -86,6 +119,27 @@ class GraphBuilder:
         fill = numpy_helper.from_array(np.ones(1, to))
         ones = self("ConstantOfShape", self.constant(np.array([count, 1])), value=fill)
         return self("MatMul", value, ones)
+
+    def with_ones(self, rows: str, rank: int, to: type[np.floating[Any]]) -> str:
+        """Put a column of ones before the last axis of rows with a number of axes."""
+        before = [0] * (rank - 1) + [1]
+        return self("Pad", rows, self.axes(*before, *[0] * rank), self.constant(to(1.0)))
+
+    def log_sum_exp(self, exponents: str, double: bool) -> LogSumExp:
+        """Compute the log-sum-exp over the last axis of exponents, relative to the maximum.
+
+        Softmax adds the numbers of every row in the same order, unlike ReduceSum.
+
+        Args:
+            exponents: (..., N, M).
+            double: whether these are float64, and not float32.
+        """
+        most = self("ReduceMax", exponents, self.axes(-1), keepdims=1)
+        below = self.cast(self("Sub", exponents, most)) if double else exponents
+        shares = self("Softmax", below, axis=-1)
+        largest = self("ReduceMax", shares, self.axes(-1), keepdims=1)
+        log = self("Log", self.as_double(largest) if double else largest)
+        return LogSumExp(self("Sub", most, log), shares, below, most)
 
     def cast(self, value: str, to: int = TensorProto.FLOAT) -> str:
         """Change the element type."""
@@ -109,10 +163,15 @@ class GraphBuilder:
         return self("Squeeze", self.stable_sum(self.as_double(value), count), self.axes(-1))
 
 
+def branches(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """Return the graphs inside a node."""
+    return [part.g for part in node.attribute if part.HasField("g")]
+
+
 def _count_inner(nodes: Iterable[onnx.NodeProto]) -> int:
     """Count the nodes in the branches of nodes."""
-    branches = [part.g.node for node in nodes for part in node.attribute if part.HasField("g")]
-    return sum(len(branch) + _count_inner(branch) for branch in branches)
+    inner = [branch.node for node in nodes for branch in branches(node)]
+    return sum(len(branch) + _count_inner(branch) for branch in inner)
 
 
 def content_hash(array: NDArray[Any]) -> str:

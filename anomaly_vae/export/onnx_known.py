@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from anomaly_vae.calibration.surprise import SurpriseCurve
-from anomaly_vae.export.graph_builder import GraphBuilder
+from anomaly_vae.export.graph_builder import GraphBuilder, branches
 from anomaly_vae.scoring.scorer import KNOWN_COLUMNS, KNOWN_OUTPUTS
 
 ML_OPSET = 3
@@ -86,15 +86,14 @@ def add_known_head(graph: bytes, head: KnownHead) -> bytes:
     builder = _HeadBuilder(proto, head)
     builder.outputs()
     proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", ML_OPSET))
-    columns = " ".join(map(str, head.columns))
-    helper.set_model_props(proto, {KNOWN_COLUMNS: columns})
+    proto.metadata_props.add(key=KNOWN_COLUMNS, value=" ".join(map(str, head.columns)))
     return bytes(proto.SerializeToString(deterministic=True))
 
 
 def tree_margins(trees: Trees, width: int) -> onnx.ModelProto:
     """Return a graph of the trees alone, from x (N, width) to margin (N,) float64."""
     g = GraphBuilder()
-    g.named("margin", _margin(g, trees))
+    g.named("margin", "Identity", _margin(g, trees))
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", width])]
     outputs = [helper.make_tensor_value_info("margin", TensorProto.DOUBLE, ["N"])]
     graph = helper.make_graph(g.nodes, "trees", inputs, outputs, list(g.constants.values()))
@@ -103,10 +102,12 @@ def tree_margins(trees: Trees, width: int) -> onnx.ModelProto:
 
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
-    """Rename values inside a graph."""
+    """Rename values inside a graph and its branches."""
     for node in graph.node:
         for edges in (node.input, node.output):
             edges[:] = [names.get(edge, edge) for edge in edges]
+        for branch in branches(node):
+            _rename(branch, names)
 
 
 def _margin(g: GraphBuilder, trees: Trees) -> str:
@@ -156,11 +157,11 @@ class _HeadBuilder:
         shares = g("Mul", parts, g("Unsqueeze", g.cast(factor, kind.elem_type), g.axes(-1)))
         count = kind.shape.dim[1].dim_value
         total = g.stable_sum(g.cast(shares, TensorProto.DOUBLE), count)
-        g.named("nats", shares)
-        g.named("kl", g("Sub", surprise, g("Squeeze", total, g.axes(-1))))
-        g.named("score", g("Add", surprise, known))
+        g.named("nats", "Identity", shares)
+        g.named("kl", "Sub", surprise, g("Squeeze", total, g.axes(-1)))
+        g.named("score", "Add", surprise, known)
         for name, value in zip(KNOWN_OUTPUTS, (known, detector, rate), strict=True):
-            g.named(name, value)
+            g.named(name, "Identity", value)
         self._replace_content()
 
     def _replace_content(self) -> None:

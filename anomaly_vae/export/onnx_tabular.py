@@ -3,13 +3,13 @@
 The graph is in ONNX. Its input is ``x`` (N, F), NaN where missing, and its outputs are
 
     score     (N,)    float64, nats; the anomaly score
-    nats      (N, F)  float32, share of each column in the score; float64 with exemplars
+    nats      (N, F)  float64, share of each column in the score
     kl        (N,)    float64, share of the KL term; score = Σ nats + kl
     expected  (N, F)  float32, the decoder's mean at the posterior mean
     latent    (N, L)  float32, the posterior mean
 
-With exemplars it has a second input, ``explain``, a boolean that is true unless given; if it is
-false, the shares of the columns are not computed, and ``nats`` has no meaning.
+A second input, ``explain``, is a boolean that is true unless given. If it is false, ``nats`` and
+``expected`` are not computed and have no meaning.
 
 The weights are not part of the graph: it reads them from ``weights.safetensors`` by offset, the
 same bytes that generation loads into torch. Building the graph takes milliseconds where tracing
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from anomaly_vae.config.scoring import ScoreConfig
-from anomaly_vae.data.encoding import Layout
+from anomaly_vae.data.encoding import Layout, TabularEncoding
 from anomaly_vae.errors import ExportError
 from anomaly_vae.export.graph_builder import GraphBuilder
 from anomaly_vae.export.onnx_exemplars import ExemplarNodes
@@ -47,9 +47,8 @@ from anomaly_vae.models.likelihoods import (
     StudentT,
 )
 from anomaly_vae.models.networks import MLP, Encoder
-from anomaly_vae.models.priors import MIN_EXPONENT
 from anomaly_vae.models.vae import VAE, Terms, frozen_noise
-from anomaly_vae.scoring.scorer import EXPLAIN
+from anomaly_vae.scoring.scorer import EXPLAIN, TILE_ROWS
 
 OPSET = 18
 """Version of the ONNX operator set."""
@@ -59,6 +58,10 @@ WEIGHTS_FILE = "weights.safetensors"
 """Name of the file with the weights."""
 NOISE = "noise"
 """Name of the frozen noise tensor in the weights file."""
+ABSENT = -1e9
+"""Logit of the levels beyond those of a column."""
+TILE_VALUES, TILE_STEP = 1 << 19, 64
+"""Largest number of rows times exemplars in a tile, and the step of the number of rows."""
 TOLERANCE = 1e-4
 """Maximum difference between scores of graph and torch, relative to the terms of the score."""
 
@@ -83,15 +86,22 @@ def export_graph(model: VAE, score: ScoreConfig, weights: bytes) -> bytes:
     inputs = [
         helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", builder.layout.n_columns])
     ]
+    inputs.append(helper.make_tensor_value_info(EXPLAIN, TensorProto.BOOL, []))
     outputs = builder.outputs()
     constants = [*builder.g.constants.values(), *_external_tensors(weights, builder.used)]
-    if builder.scored_exemplars is not None:
-        inputs.append(helper.make_tensor_value_info(EXPLAIN, TensorProto.BOOL, []))
-        constants.append(numpy_helper.from_array(np.array(True), EXPLAIN))
+    constants.append(numpy_helper.from_array(np.array(True), EXPLAIN))
     graph = helper.make_graph(builder.g.nodes, "scoring", inputs, outputs, constants)
     opset = helper.make_opsetid("", OPSET)
     proto = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
+    if model.exemplars is not None:
+        proto.metadata_props.add(key=TILE_ROWS, value=str(tile_rows(model.exemplars)))
     return bytes(proto.SerializeToString(deterministic=True))
+
+
+def tile_rows(member: Exemplars) -> int:
+    """Return the number of rows whose exponents fit into the processor's caches."""
+    rows = TILE_VALUES // len(member.log_weight) // TILE_STEP * TILE_STEP
+    return int(np.clip(rows, TILE_STEP, TabularEncoding.tile))
 
 
 class _Builder:
@@ -108,6 +118,7 @@ class _Builder:
         self.likelihood = self.networks.likelihood
         self.layout: Layout = self.likelihood.layout
         self.g = GraphBuilder()
+        self.split_rows: dict[str, list[str]] = {}
         self.used: set[str] = set()
         self.with_draws = False
         """Whether the nodes under construction have a draw axis; it is the last but one."""
@@ -119,23 +130,40 @@ class _Builder:
         self.filled = g("Where", self.missing, 0.0, "x")
         self.mean, self.log_var = self.posterior()
         at_mean = self.parameters(self.mean)
-        nats, kl = self.average_members(*self.terms(at_mean))
-        score = g("Add", g.sum_double(nats, f), kl)
-        if self.scored_exemplars is not None:
-            score, nats, kl = self.add_exemplars(self.scored_exemplars, score, nats, kl)
-        g.named("nats", nats)
-        g.named("kl", kl)
-        g.named("score", score)
-        g.named("expected", self.first_member(self.expected(at_mean)))
-        g.named("latent", self.first_member(self.mean))
+        nats, kl = self.terms(at_mean)
+        pair = g("Concat", g.stable_sum(g.as_double(nats), f), kl, axis=-1)
+        pair, guard = self.average_members(pair)
+        exemplars = self.exemplars()
+        if exemplars is not None:
+            pair = g(
+                "Add", g("Mul", pair, self.rest()), g("MatMul", exemplars.pair(), self.weighting())
+            )
+        g.named("score", "Reshape", g.stable_sum(pair, 2), g.axes(-1))
+        g.named("kl", "Reshape", g.slice(pair, 1, 2), g.axes(-1))
+        g.named("latent", "Identity", self.first_member(self.mean))
+
+        def explained() -> Sequence[str]:
+            columns = g.as_double(self.average_columns(nats, guard))
+            if exemplars is not None:
+                own = g("Mul", exemplars.nats(), g.as_double(self.weight("exemplars.share")))
+                columns = g("Add", g("Mul", columns, self.rest()), own)
+            return [self.exact(columns), self.first_member(self.expected(at_mean))]
+
+        def unexplained() -> Sequence[str]:
+            return [g.as_double(self.filled), self.filled]
+
+        kinds = [TensorProto.DOUBLE, TensorProto.FLOAT]
+        explanation = g.choose(EXPLAIN, explained, unexplained, kinds)
+        for name, value in zip(("nats", "expected"), explanation, strict=True):
+            g.named(name, "Identity", value)
         shapes: dict[str, list[str | int | None]] = {
             "score": ["N"],
             "nats": ["N", f],
             "kl": ["N"],
             "expected": ["N", f],
+            "latent": ["N", latent],
         }
-        shapes["latent"] = ["N", latent]
-        double = {"score", "kl"} | ({"nats"} if self.scored_exemplars is not None else set())
+        double = {"score", "nats", "kl"}
         return [
             helper.make_tensor_value_info(
                 name, TensorProto.DOUBLE if name in double else TensorProto.FLOAT, shape
@@ -143,55 +171,85 @@ class _Builder:
             for name, shape in shapes.items()
         ]
 
+    def exact(self, nats: str) -> str:
+        """Distribute the rounding of the score over the columns with a value.
+
+        The shares (N, F) and the KL term then add up to the score exactly.
+        """
+        g, count = self.g, self.layout.n_columns
+        present = g.as_double(g("Not", self.missing))
+        rest = g("Sub", g("Sub", "score", "kl"), g.sum_double(nats, count))
+        least = g("Max", g.stable_sum(present, count), g.double(1.0))
+        each = g("Div", g("Unsqueeze", rest, g.axes(-1)), least)
+        return g("Add", nats, g("Mul", present, each))
+
     # ------------------------------------------------------------ members
 
-    def average_members(self, nats: str, kl: str) -> tuple[str, str]:
-        """Remove the member axis of nats (E, N, F) and kl (E, N); see `VAE.average_members`."""
+    def average_members(self, pair: str) -> tuple[str, str]:
+        """Average the sums over columns and the KL terms (E, N, 2) over the members, (1, N, 2).
+
+        See `VAE.average_members`. The second value is the weight (1, N, 1) with which the guard
+        moves the mean of the others; "" without a guard.
+        """
         if self.members == 1:
-            return nats, kl
+            return pair, ""
         if self.model.reach is None:
-            return self.mean_over_members(nats), self.mean_over_members(kl)
-        return self.limit_guard(nats, kl)
+            return self.mean_over_members(pair), ""
+        g = self.g
+        mean, gap = self.guarded(pair)
+        reach = g.as_double(self.weight("reach"))
+        size = g("Abs", g.stable_sum(gap, 2))
+        share = g("Min", g("Div", reach, size), g.double(1 / self.members))
+        return g("Add", mean, g("Mul", share, gap)), share
+
+    def average_columns(self, nats: str, guard: str) -> str:
+        """Average the columns' terms (E, N, F) over the members in the same way, (N, F).
+
+        Args:
+            nats: name of the terms.
+            guard: see `average_members`.
+        """
+        g = self.g
+        if self.members == 1:
+            return nats
+        if not guard:
+            return g("Squeeze", self.mean_over_members(nats), g.axes(0))
+        mean, gap = self.guarded(nats)
+        return g("Squeeze", g("Add", mean, g("Mul", g.cast(guard), gap)), g.axes(0))
+
+    def guarded(self, value: str) -> tuple[str, str]:
+        """Compute the mean of all members but the guard, and the guard's distance from it."""
+        g, last = self.g, self.members - 1
+        parts = g.add_split("Split", 2, value, g.axes(last, 1), axis=0)
+        mean = self.mean_over_members(parts[0])
+        return mean, g("Sub", parts[1], mean)
 
     def mean_over_members(self, value: str) -> str:
-        """Average over the member axis."""
-        g = self.g
-        return g("ReduceMean", value, g.axes(0), keepdims=0)
+        """Average over the member axis, which becomes 1."""
+        return self.g("ReduceMean", value, self.g.axes(0), keepdims=1)
 
-    def limit_guard(self, nats: str, kl: str) -> tuple[str, str]:
-        """Move from the mean of the other members towards the guard, by at most its limit."""
-        g, last = self.g, self.members - 1
-        bounds = g.axes(0), g.axes(last), g.axes(0)
-        means = [self.mean_over_members(g("Slice", part, *bounds)) for part in (nats, kl)]
-        guard = [g("Gather", part, g.constant(np.int64(last)), axis=0) for part in (nats, kl)]
-        gaps = [g("Sub", part, mean) for part, mean in zip(guard, means, strict=True)]
-        gap = g("Abs", g("Add", g.sum_double(gaps[0], self.layout.n_columns), gaps[1]))
-        reach = g.cast(self.weight("reach"), TensorProto.DOUBLE)
-        share = g("Min", g("Div", reach, gap), g.double(1 / self.members))
-        beside = g("Unsqueeze", g.cast(share), g.axes(-1))
-        return (
-            g("Add", means[0], g("Mul", beside, gaps[0])),
-            g("Add", means[1], g("Mul", share, gaps[1])),
+    def exemplars(self) -> ExemplarNodes | None:
+        """Return the nodes of the exemplar member, if the score has one."""
+        if self.model.exemplars is None or not scores_exemplars(self.model, self.score):
+            return None
+        return ExemplarNodes(
+            self.g,
+            self.model.exemplars,
+            lambda name: self.weight(f"exemplars.{name}"),
+            self.filled,
+            self.missing,
         )
 
-    @property
-    def scored_exemplars(self) -> Exemplars | None:
-        """Exemplar member, if the score has one."""
-        return self.model.exemplars if scores_exemplars(self.model, self.score) else None
-
-    def add_exemplars(
-        self, member: Exemplars, score: str, nats: str, kl: str
-    ) -> tuple[str, str, str]:
-        """Average score, nats and kl with those of the exemplars; see `VAE.add_exemplars`."""
+    def rest(self) -> str:
+        """Compute the weight of the networks, (1,) float64."""
         g = self.g
-        own = ExemplarNodes(
-            g, member, lambda name: self.weight(f"exemplars.{name}"), self.filled, self.missing
-        ).terms()
-        share = g.as_double(self.weight("exemplars.share"))
-        rest = g("Sub", g.double(1.0), share)
-        pairs = zip((score, g.as_double(nats), kl), own, strict=True)
-        mean = [g("Add", g("Mul", rest, network), g("Mul", share, part)) for network, part in pairs]
-        return mean[0], mean[1], mean[2]
+        return g("Sub", g.double(1.0), g.as_double(self.weight("exemplars.share")))
+
+    def weighting(self) -> str:
+        """Compute the factors (2, 2) from log-kernels and log-density to weighted loss and rate."""
+        g = self.g
+        signs = g.constant(np.array([[-1.0, 1.0], [0.0, -1.0]]))
+        return g("Mul", signs, g.as_double(self.weight("exemplars.share")))
 
     def first_member(self, value: str) -> str:
         """Return the values of the first member."""
@@ -211,36 +269,49 @@ class _Builder:
         self.used.add(name)
         return name
 
-    def linear(self, x: str, prefix: str, bias: bool = True) -> str:
-        """Compute x Wᵀ + b over the last axis; see `networks.MemberLinear`."""
-        g, several = self.g, self.members > 1
-        across = g(
-            "Transpose", self.weight(f"{prefix}.weight"), perm=[0, 2, 1] if several else [1, 0]
-        )
-        y = g("MatMul", x, across)
-        if not bias:
-            return y
-        shift = self.weight(f"{prefix}.bias")
-        return g("Add", y, g("Unsqueeze", shift, g.axes(1)) if several else shift)
+    def across(self, name: str) -> str:
+        """Refer to weights (..., out, in) as (..., in, out)."""
+        perm = [0, 2, 1] if self.members > 1 else [1, 0]
+        return self.g("Transpose", self.weight(f"{name}.weight"), perm=perm)
+
+    def shift(self, name: str) -> str:
+        """Refer to biases (..., out) as what is added to rows."""
+        bias = self.weight(f"{name}.bias")
+        return self.g("Unsqueeze", bias, self.g.axes(1)) if self.members > 1 else bias
+
+    def linear(self, x: str, *names: str) -> str:
+        """Compute x Wᵀ + b over the last axis, for layers side by side; see `MemberLinear`."""
+        g = self.g
+        weights = self.joined([self.across(name) for name in names])
+        return g("Add", g("MatMul", x, weights), self.joined([self.shift(name) for name in names]))
+
+    def joined(self, pieces: Sequence[str]) -> str:
+        """Join values along the last axis."""
+        return pieces[0] if len(pieces) == 1 else self.g("Concat", *pieces, axis=-1)
 
     def mlp(self, x: str, network: MLP, prefix: str) -> str:
-        """Compute a dense network; see `networks.MLP`."""
-        g = self.g
-        y = self.linear(x, f"{prefix}.skip")
-        for index in range(len(network.hidden)):
-            h = self.linear(x, f"{prefix}.hidden.{index}")
-            x = g("Mul", h, g("Sigmoid", h))
-        return (
-            y if network.out is None else g("Add", y, self.linear(x, f"{prefix}.out", bias=False))
-        )
+        """Compute a dense network; see `networks.MLP`. Skip and first layer are one product."""
+        g, hidden = self.g, [f"{prefix}.hidden.{i}" for i in range(len(network.hidden))]
+        if network.out is None:
+            return self.linear(x, f"{prefix}.skip")
+        both = self.linear(x, f"{prefix}.skip", hidden[0])
+        widths = [layer.weight.shape[-2] for layer in (network.skip, network.layers[0])]
+        y, h = g.add_split("Split", 2, both, g.axes(*widths), axis=-1)
+        for name in hidden[1:]:
+            h = self.linear(self.silu(h), name)
+        return g("Add", y, g("MatMul", self.silu(h), self.across(f"{prefix}.out")))
+
+    def silu(self, h: str) -> str:
+        """Compute h σ(h)."""
+        return self.g("Mul", h, self.g("Sigmoid", h))
 
     def features(self) -> str:
         """Compute the encoder's input; see `likelihoods.TabularFeatures`."""
         g, layout = self.g, self.layout
-        first = layout.n_numeric + layout.n_binary
-        pieces = [self.squash(g.slice(self.filled, 0, first))]
-        if layout.n_categorical:
-            codes = g("Unsqueeze", g.slice(self.filled, first, layout.n_columns), g.axes(-1))
+        numeric, binary, codes = self.kinds(self.filled)
+        pieces = ([self.squash(numeric)] if numeric else []) + ([binary] if binary else [])
+        if codes:
+            codes = g("Unsqueeze", codes, g.axes(-1))
             levels = g.constant(np.arange(1, layout.max_levels, dtype=np.float32))
             pieces.append(g("Flatten", g.cast(g("Equal", codes, levels)), axis=1))
         return g("Concat", *pieces, g.cast(self.missing), axis=-1)
@@ -257,7 +328,7 @@ class _Builder:
         g = self.g
         out = self.mlp(self.features(), self.networks.encoder.network, "encoder.network")
         if self.networks.encoder.log_var is not None:
-            mean, log_var = out, g("Expand", self.weight("encoder.log_var"), g("Shape", out))
+            mean, log_var = out, self.weight("encoder.log_var")
         else:
             mean, log_var = g.add_split("Split", 2, out, axis=-1, num_outputs=2)
         return mean, g("Clip", log_var, *Encoder.LOG_VAR_BOUNDS)
@@ -265,24 +336,23 @@ class _Builder:
     # ------------------------------------------------------------ scores
 
     def terms(self, at_mean: list[str]) -> tuple[str, str]:
-        """Compute nats and kl of the configured score; the score is their sum."""
+        """Compute the terms of the columns (..., N, F) and the KL term (..., N, 1), float64.
+
+        The configured score is the sum of both.
+        """
         g = self.g
         kind = "reconstruction" if isinstance(self.model, Autoencoder) else self.score.type
         if kind == "reconstruction":
-            nats = g("Neg", self.log_prob(at_mean, self.filled, self.missing))
-            zero = g("Mul", g.sum_double(self.mean, self.model.latent_dim), g.double(0.0))
-            return nats, zero
+            zero = g.stable_sum(g.as_double(self.mean), self.model.latent_dim)
+            return self.nats(at_mean, self.filled, self.missing), g("Mul", zero, g.double(0.0))
         if kind == "neg_elbo" and self.score.draws == 1:  # the only draw is the mean
-            return g(
-                "Neg", self.log_prob(at_mean, self.filled, self.missing)
-            ), self.aggregated_kl_at_mean()
+            return self.nats(at_mean, self.filled, self.missing), self.aggregated_kl_at_mean()
         z, x, missing, noise = self.draws()
         self.with_draws = True
-        log_prob = self.log_prob(self.parameters(z), x, missing)
+        nats = self.nats(self.parameters(z), x, missing)
         if kind == "importance_weighted":
-            return self.importance_weighted(z, noise, log_prob)
-        nats = g("Neg", g("ReduceMean", log_prob, g.axes(-2), keepdims=0))
-        return nats, self.aggregated_kl(z, noise)
+            return self.importance_weighted(z, noise, nats)
+        return g("ReduceMean", nats, g.axes(-2), keepdims=0), self.aggregated_kl(z, noise)
 
     def draws(self) -> tuple[str, str, str, str]:
         """Draw z (..., N, K, L); return z, x and its mask with a draw axis, and the noise."""
@@ -299,7 +369,7 @@ class _Builder:
         if self.model.aggregated is None:
             return self.standard_kl()
         log_2pi = g.double(LOG_2PI * self.model.latent_dim)
-        total = g("Add", g.sum_double(self.log_var, self.model.latent_dim), log_2pi)
+        total = g("Add", self.total(self.log_var), log_2pi)
         return g("Sub", g("Mul", total, g.double(-0.5)), self.log_aggregated(self.mean))
 
     def aggregated_kl(self, z: str, noise: str) -> str:
@@ -307,16 +377,23 @@ class _Builder:
         g = self.g
         if self.model.aggregated is None:
             return self.standard_kl()
-        each = g("Sub", g.cast(self.log_q(noise), TensorProto.DOUBLE), self.log_aggregated(z))
-        draws = self.score.draws
-        return g("Div", g.sum_double(each, draws), g.double(draws))
+        each = g("Sub", g.as_double(self.log_q(noise)), self.per_draw(self.log_aggregated(z)))
+        return g("Div", g.stable_sum(each, self.score.draws), g.double(self.score.draws))
+
+    def total(self, latents: str) -> str:
+        """Sum over the latents in float64, (..., N, L) to (..., N, 1)."""
+        return self.g.stable_sum(self.g.as_double(latents), self.model.latent_dim)
+
+    def per_draw(self, value: str) -> str:
+        """Return values (..., N, K, 1) of draws as (..., N, K)."""
+        return self.g("Squeeze", value, self.g.axes(-1))
 
     def standard_kl(self) -> str:
         """Compute the KL term of `priors.StandardNormal.kl`, summed in float64."""
         g = self.g
         square = g("Mul", self.mean, self.mean)
         inner = g("Sub", g("Sub", g("Add", square, g("Exp", self.log_var)), 1.0), self.log_var)
-        return g.sum_double(g("Mul", inner, 0.5), self.model.latent_dim)
+        return self.total(g("Mul", inner, 0.5))
 
     def log_q(self, noise: str) -> str:
         """Compute log q(z|x) of the draws, (..., N, K); see `vae.posterior_log_prob`."""
@@ -326,33 +403,33 @@ class _Builder:
         return g("Mul", g("Add", total, LOG_2PI * self.model.latent_dim), -0.5)
 
     def log_prior(self, z: str) -> str:
-        """Compute log p(z) of draws (..., N, K, L), float64."""
+        """Compute log p(z) of draws (..., N, K, L), (..., N, K, 1) float64."""
         g = self.g
         if self.model.aggregated is not None:
             return self.log_aggregated(z)
-        square = g.sum_double(g("Mul", z, z), self.model.latent_dim)
-        inner = g("Add", square, g.double(LOG_2PI * self.model.latent_dim))
+        inner = g("Add", self.total(g("Mul", z, z)), g.double(LOG_2PI * self.model.latent_dim))
         return g("Mul", inner, g.double(-0.5))
 
     def log_aggregated(self, z: str) -> str:
-        """Compute the log-density of the aggregated posterior; see `priors.Mixture.log_prob`.
+        """Compute the log-density of the aggregated posterior, (..., 1) float64.
 
-        With u = z / s, the exponent of each component is log norm − ½ |u − c|² / v. It is linear in
-        u, |u|² and 1, and therefore one product of matrices, in float64.
+        See `priors.Mixture.log_prob`. With u = z / s, the exponent of each component is
+        log norm − ½ |u − c|² / v. It is linear in 1, u and |u|², and therefore one product of
+        matrices, in float64.
         """
         g = self.g
-        white = g(
-            "Div",
-            g.cast(z, TensorProto.DOUBLE),
-            self.align_with_draws(self.mixture_tensor("scale")),
-        )
+        white = g("Div", g.as_double(z), self.align_with_draws(self.mixture_tensor("scale")))
         square = g.stable_sum(g("Mul", white, white), self.model.latent_dim)
-        one = g("Add", g("Mul", square, g.double(0.0)), g.double(1.0))
-        rows = g("Concat", white, square, one, axis=-1)
-        return self.log_sum_exp(g("MatMul", rows, self.align_with_draws(self.mixture_matrix())))
+        rows = g("Concat", g.with_ones(white, self.rank(z), np.float64), square, axis=-1)
+        exponents = g("MatMul", rows, self.align_with_draws(self.mixture_matrix()))
+        return g.log_sum_exp(exponents, double=True).log
+
+    def rank(self, z: str) -> int:
+        """Return the number of axes of latents."""
+        return 2 + (self.members > 1) + (z != self.mean)
 
     def mixture_matrix(self) -> str:
-        """Compute the factors (..., L + 2, M) of u, |u|² and 1, which are folded on loading."""
+        """Compute the factors (..., L + 2, M) of 1, u and |u|², which are folded on loading."""
         g = self.g
         center, log_var = self.mixture_tensor("center"), self.mixture_tensor("log_var")
         half = g("Mul", g("Exp", g("Neg", log_var)), g.double(-0.5))
@@ -360,7 +437,7 @@ class _Builder:
         square = g.sum(g("Mul", center, center), -1, keepdims=1)
         constant = g("Add", self.log_norm(log_var), g("Mul", half, square))
         slope = g("Mul", center, g("Mul", half, g.double(-2.0)))
-        columns = g("Concat", slope, half, constant, axis=-1)
+        columns = g("Concat", constant, slope, half, axis=-1)
         return g("Transpose", columns, perm=[0, 2, 1] if self.members > 1 else [1, 0])
 
     def log_norm(self, log_var: str) -> str:
@@ -385,43 +462,36 @@ class _Builder:
         """Whether values have both a member axis and a draw axis."""
         return self.with_draws and self.members > 1
 
-    def log_sum_exp(self, value: str, count: int = 0) -> str:
-        """Compute the log-sum-exp over the last axis of a float64 value, relative to the maximum.
-
-        Args:
-            value: name of the value.
-            count: length of the axis; 0 if the length is a multiple of what processors add at a
-                time.
-        """
-        g = self.g
-        maximum = g("ReduceMax", value, g.axes(-1), keepdims=1)
-        each = g("Exp", g("Max", g.cast(g("Sub", value, maximum)), MIN_EXPONENT))
-        total = g.stable_sum(each, count, np.float32) if count else g.sum(each, -1, keepdims=1)
-        log = g("Log", g.cast(total, TensorProto.DOUBLE))
-        return g("Squeeze", g("Add", log, maximum), g.axes(-1))
-
-    def importance_weighted(self, z: str, noise: str, log_prob: str) -> tuple[str, str]:
+    def importance_weighted(self, z: str, noise: str, nats: str) -> tuple[str, str]:
         """Compute the terms of `VAE.importance_weighted`."""
-        g = self.g
-        likely = g.sum_double(log_prob, self.layout.n_columns)
-        log_q = g.cast(self.log_q(noise), TensorProto.DOUBLE)
-        log_w = g("Sub", g("Add", likely, self.log_prior(z)), log_q)
-        norm = self.log_sum_exp(log_w, self.score.draws)
-        bound = g("Sub", norm, g.double(math.log(self.score.draws)))
-        weights = g("Exp", g.cast(g("Sub", log_w, g("Unsqueeze", norm, g.axes(-1)))))
-        weights = g("Unsqueeze", weights, g.axes(-1))
-        nats = g("Neg", g.sum(g("Mul", weights, log_prob), -2))
-        total = g.sum_double(nats, self.layout.n_columns)
+        g, draws = self.g, self.score.draws
+        loss = g.stable_sum(g.as_double(nats), self.layout.n_columns)
+        log_w = g(
+            "Sub", self.per_draw(g("Sub", self.log_prior(z), loss)), g.as_double(self.log_q(noise))
+        )
+        norm = g.log_sum_exp(log_w, double=True)
+        weights = g("Unsqueeze", norm.shares, g.axes(-1))
+        nats = g.sum(g("Mul", weights, nats), -2)
+        total = g.stable_sum(g.as_double(nats), self.layout.n_columns)
+        bound = g("Sub", norm.log, g.double(math.log(draws)))
         return nats, g("Sub", g("Neg", bound), total)
 
     # ------------------------------------------------------------ likelihoods
 
     def parameters(self, z: str) -> list[str]:
-        """Compute decoder outputs per block of `TabularLikelihood.widths`; "" for empty blocks."""
-        out = self.decoder(z)
-        ends = np.cumsum(self.likelihood.widths)
-        spans = zip(ends - self.likelihood.widths, ends, strict=True)
-        return [self.g.slice(out, int(a), int(b)) if b > a else "" for a, b in spans]
+        """Compute decoder outputs per block of `TabularLikelihood.widths`, "" for empty blocks.
+
+        Logits are bounded, and those of levels have the axes (..., C, Kmax).
+        """
+        mean, raw, binary, levels = self.likelihood.widths
+        numbers = self.blocks(self.decoder(z), (mean, raw, binary + levels))
+        logits = self.bounded(numbers[2]) if numbers[2] else ""
+        flags, logits = self.blocks(logits, (binary, levels))
+        present = self.likelihood.present
+        if logits:
+            shape = [0] * (self.rank(z) - 1) + list(present.shape)
+            logits = self.g("Reshape", logits, self.g.axes(*shape))
+        return [*numbers[:2], flags, logits]
 
     def decoder(self, z: str) -> str:
         """Compute the decoder; see `networks.Decoder`. Members join rows and draws in one axis."""
@@ -434,26 +504,46 @@ class _Builder:
         back = np.array([self.members, -1, self.score.draws, width], np.int64)
         return g("Reshape", out, g.constant(back))
 
-    def log_prob(self, parameters: list[str], x: str, missing: str) -> str:
-        """Compute log p(x|z) per column; see `likelihoods.Joint.log_prob`."""
-        g, layout = self.g, self.layout
+    def kinds(self, x: str) -> list[str]:
+        """Split rows (..., F) into numeric, binary and categorical columns; "" for none.
+
+        The same rows are split only once.
+        """
+        layout = self.layout
+        widths = layout.n_numeric, layout.n_binary, layout.n_categorical
+        if x not in self.split_rows:
+            self.split_rows[x] = self.blocks(x, widths)
+        return self.split_rows[x]
+
+    def blocks(self, value: str, widths: Sequence[int]) -> list[str]:
+        """Split the last axis into blocks of these widths; "" for empty ones."""
+        filled = [int(width) for width in widths if width]
+        parts = [value]
+        if len(filled) > 1:
+            parts = self.g.add_split("Split", len(filled), value, self.g.axes(*filled), axis=-1)
+        return [parts.pop(0) if width else "" for width in widths]
+
+    def nats(self, parameters: list[str], x: str, missing: str) -> str:
+        """Compute −log p(x|z) per column; see `likelihoods.Joint.log_prob`."""
+        g = self.g
         mean, raw, binary, levels = parameters
-        a, b = layout.n_numeric, layout.n_numeric + layout.n_binary
+        numbers, flags, codes = self.kinds(x)
         pieces = []
         if mean:
-            pieces.append(self.numeric(g.slice(x, 0, a), mean, raw))
+            pieces.append(self.numeric(numbers, mean, raw))
         if binary:
-            logits = self.bounded(binary)
-            product = g("Mul", g.slice(x, a, b), logits)
-            pieces.append(g("Sub", product, g("Softplus", logits)))
+            pieces.append(g("Sub", g("Softplus", binary), g("Mul", flags, binary)))
         if levels:
-            codes = g("Unsqueeze", g.slice(x, b, layout.n_columns), g.axes(-1))
-            index = g.constant(np.arange(layout.max_levels, dtype=np.float32))
-            probs, chosen = self.probs(levels), g.cast(g("Equal", codes, index))
-            likely = g.stable_sum(g("Mul", probs, chosen), layout.max_levels, np.float32)
-            pieces.append(g("Squeeze", g("Log", self.share(chosen, likely)), g.axes(-1)))
-        nats = g("Concat", *pieces, axis=-1)
-        return g("Where", missing, 0.0, nats)
+            pieces.append(self.categorical(g("Unsqueeze", codes, g.axes(-1)), levels))
+        return g("Where", missing, 0.0, self.joined(pieces))
+
+    def categorical(self, codes: str, levels: str) -> str:
+        """Compute `likelihoods.Categorical` for codes (..., C, 1)."""
+        g, most = self.g, self.layout.max_levels
+        chosen = g.cast(g("Equal", codes, g.constant(np.arange(most, dtype=np.float32))))
+        likely = g.stable_sum(g("Mul", self.probs(levels), chosen), most, np.float32)
+        log = g("Log", self.share(chosen, likely))
+        return g("Neg", g("Squeeze", log, g.axes(-1)))
 
     def numeric(self, x: str, mean: str, raw: str) -> str:
         """Compute `likelihoods.Gaussian` or `StudentT`; ONNX has no lgamma, hence a constant."""
@@ -468,7 +558,7 @@ class _Builder:
         residual = g("Sub", x, mean)
         squared = g("Div", g("Mul", residual, residual), variance)
         if self.likelihood.raw_df is None:
-            return g("Mul", g("Add", g("Add", squared, log_var), LOG_2PI), -0.5)
+            return g("Mul", g("Add", g("Add", squared, log_var), LOG_2PI), 0.5)
         df = self.likelihood.df().detach()
         norm, slope, spread = (
             self.align_per_column(g.constant(value.numpy()))
@@ -476,7 +566,7 @@ class _Builder:
         )
         ratio = g("Div", squared, spread)
         tail = g("Mul", g("Log", g("Add", ratio, 1.0)), slope)
-        return g("Sub", g("Sub", norm, g("Mul", log_var, 0.5)), tail)
+        return g("Sub", g("Add", tail, g("Mul", log_var, 0.5)), norm)
 
     def bounded(self, logits: str) -> str:
         """Limit logits; see `likelihoods.bounded`."""
@@ -485,16 +575,12 @@ class _Builder:
 
     def probs(self, levels: str) -> str:
         """Compute probabilities (..., C, Kmax); see `likelihoods.Categorical.probs`."""
-        g = self.g
-        present = self.likelihood.present.numpy()
-        shape = g("Concat", g("Shape", levels, end=-1), g.axes(*present.shape), axis=0)
-        logits = self.bounded(g("Reshape", levels, shape))
-        weights = g("Mul", g("Exp", logits), g.constant(present))
-        softmax = g("Div", weights, g.stable_sum(weights, present.shape[-1], np.float32))
+        g, present = self.g, self.likelihood.present.numpy()
+        if not present.all():
+            levels = g("Add", levels, g.constant(np.where(present, 0, ABSENT).astype(np.float32)))
         uniform = UNIFORM_SHARE * present / present.sum(-1, keepdims=True)
-        return g(
-            "Add", g("Mul", softmax, 1 - UNIFORM_SHARE), g.constant(uniform.astype(np.float32))
-        )
+        softmax = g("Mul", g("Softmax", levels, axis=-1), 1 - UNIFORM_SHARE)
+        return g("Add", softmax, g.constant(uniform.astype(np.float32)))
 
     def share(self, chosen: str, prob: str) -> str:
         """Multiply probabilities (..., C, 1) of levels by the shares of single values."""
@@ -510,10 +596,10 @@ class _Builder:
         mean, _, binary, levels = parameters
         pieces = [mean] if mean else []
         if binary:
-            pieces.append(g("Sigmoid", self.bounded(binary)))
+            pieces.append(g("Sigmoid", binary))
         if levels:
             pieces.append(g.cast(g("ArgMax", self.probs(levels), axis=-1, keepdims=0)))
-        return g("Concat", *pieces, axis=-1)
+        return self.joined(pieces)
 
 
 def _external_tensors(weights: bytes, used: set[str]) -> list[onnx.TensorProto]:

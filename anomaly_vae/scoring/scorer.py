@@ -33,6 +33,8 @@ KNOWN_OUTPUTS = ("known", "detector", "rate")
 """Names of the further outputs of a graph that has learned from known anomalies."""
 KNOWN_COLUMNS = "known_columns"
 """Property of such a graph: the indices of the raw columns by which it knows anomalies."""
+TILE_ROWS = "tile_rows"
+"""Optional property of a graph: number of rows that it takes at a time, for speed alone."""
 
 
 class Terms(NamedTuple):
@@ -130,12 +132,13 @@ class Scorer:
         self._brief = {EXPLAIN: np.array(False)} if EXPLAIN in optional else {}
         self.has_head = "known" in {output.name for output in self._session.get_outputs()}
         """Whether the model has learned from known anomalies."""
+        self._properties: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        self._tile_rows = int(self._properties.get(TILE_ROWS, encoding.tile))
 
     @cached_property
     def known_columns(self) -> tuple[int, ...]:
         """Raw columns by which the model knows anomalies, the most useful first; often none."""
-        properties = self._session.get_modelmeta().custom_metadata_map
-        return tuple(map(int, properties.get(KNOWN_COLUMNS, "").split()))
+        return tuple(map(int, self._properties.get(KNOWN_COLUMNS, "").split()))
 
     def score(self, batch: RawBatch) -> NDArray[np.float64]:
         """Return anomaly scores (N,); higher is more anomalous."""
@@ -152,8 +155,7 @@ class Scorer:
     def scores_and_terms(self, x: Matrix) -> tuple[NDArray[np.float64], Terms]:
         """Return the scores (N,) of encoded rows (N, F) and the detector's terms, in one pass."""
         names = ("score", "detector", "rate") if self.has_head else ("score", "kl")
-        tiles = [self._run(names, tile) for tile in self._tiles(x)]
-        score, *own, rate = (np.concatenate(part) for part in zip(*tiles, strict=True))
+        score, *own, rate = self._outputs(names, x)
         return score, Terms((own[0] if own else score) - rate, rate)
 
     def scored(self, batch: RawBatch) -> ScoredRows:
@@ -176,10 +178,7 @@ class Scorer:
     def explain_encoded(self, x: Matrix) -> ScoreParts:
         """Return scores and their parts for encoded rows (N, F)."""
         names = OUTPUTS + KNOWN_OUTPUTS if self.has_head else OUTPUTS
-        tiles = [self._run(names, tile) for tile in self._tiles(x)]
-        score, nats, kl, expected, latent, *head = (
-            np.concatenate(part) for part in zip(*tiles, strict=True)
-        )
+        score, nats, kl, expected, latent, *head = self._outputs(names, x)
         known, detector, rate = head or (np.zeros_like(score), score, kl)
         by_column = self.encoding.per_column(nats.astype(np.float64)) + 0.0  # turns −0.0 into 0.0
         parts = score, by_column, kl, x, expected, latent
@@ -187,22 +186,41 @@ class Scorer:
 
     def _output(self, name: str, x: Matrix) -> NDArray[np.float64]:
         """Return one output (N,) of the graph for encoded rows (N, F)."""
-        return np.concatenate([self._run((name,), tile)[0] for tile in self._tiles(x)])
+        return self._outputs((name,), x)[0]
+
+    def _outputs(self, names: tuple[str, ...], x: Matrix) -> list[NDArray[Any]]:
+        """Return outputs of the graph for encoded rows (N, F)."""
+        tiles = [self._run(names, tile) for tile in self._tiles(x)]
+        if len(tiles) == 1:
+            return tiles[0]
+        return [np.concatenate(part) for part in zip(*tiles, strict=True)]
 
     def _tiles(self, x: Matrix) -> Iterator[Matrix]:
         """Yield tiles of a matrix (N, F); an empty matrix yields one empty tile."""
-        step = self.encoding.tile
+        step = self._tile_rows
         return (x[i : i + step] for i in range(0, max(len(x), 1), step))
 
     def _run(self, outputs: tuple[str, ...], x: Matrix) -> list[NDArray[Any]]:
         """Run the graph on one tile, padded to a multiple of `BLOCK_ROWS`."""
-        rows, block = len(x), min(self.encoding.tile, BLOCK_ROWS)
-        if not rows or rows % block:
-            last = x[-1:] if rows else np.zeros((1, x.shape[1]), x.dtype)
-            x = np.concatenate([x, np.repeat(last, block - rows % block, axis=0)])
+        rows = len(x)
+        x = padded(x, min(self.encoding.tile, BLOCK_ROWS))
         given = {"x": x} if "nats" in outputs else {"x": x, **self._brief}
         parts: list[NDArray[Any]] = self._session.run(outputs, given)
         return [part[:rows] for part in parts]
+
+
+def padded(x: Matrix, block: int) -> Matrix:
+    """Repeat the last row until the number of rows is a multiple of ``block``, and not 0.
+
+    Without rows, all values are 0. A lone row, for which a request waits, is repeated in one step.
+    """
+    rows = len(x)
+    if rows == 1:
+        return x.repeat(block, axis=0)
+    if rows and rows % block == 0:
+        return x
+    last = x[-1:] if rows else np.zeros((1, x.shape[1]), x.dtype)
+    return np.concatenate([x, last.repeat(block - rows % block, axis=0)])
 
 
 def open_session(graph: bytes, weights: bytes) -> Any:

@@ -176,6 +176,9 @@ def mean_squares(x: Tensor, y: Tensor) -> Tensor:
     """
     known = [(~torch.isnan(part)).double() for part in (x, y)]
     a, b = (part.nan_to_num(0.0).double() for part in (x, y))
+    if x.shape[1] and all(part.all() for part in known):
+        square = (a**2).sum(1, keepdim=True) + (b**2).sum(1) - 2 * a @ b.mT
+        return square.clamp_min_(0).div_(x.shape[1])
     square = a**2 @ known[1].mT + known[0] @ (b**2).mT - 2 * a @ b.mT
     overlap = known[0] @ known[1].mT
     return torch.where(overlap > 0, square.clamp_min(0) / overlap, torch.inf)

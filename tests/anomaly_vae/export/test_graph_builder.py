@@ -7,10 +7,12 @@ from onnx import TensorProto, helper
 
 from anomaly_vae.export.graph_builder import GraphBuilder
 
+KINDS = [TensorProto.DOUBLE]
+
 
 def run(g: GraphBuilder, value: str, **inputs: object) -> np.ndarray:
     """Compute a value of a graph with the inputs ``x`` (N,) and ``which`` ()."""
-    g.named("result", value)
+    g.named("result", "Identity", value)
     kinds = {"x": (TensorProto.DOUBLE, ["N"]), "which": (TensorProto.BOOL, [])}
     given = [helper.make_tensor_value_info(name, *kinds[name]) for name in kinds]
     result = [helper.make_tensor_value_info("result", TensorProto.DOUBLE, None)]
@@ -27,30 +29,44 @@ def test_one_of_two_branches_is_the_value(which: bool) -> None:
     g = GraphBuilder()
     doubled = g("Mul", "x", g.double(2.0))
 
-    def inner() -> str:
-        return g.choose("which", lambda: doubled, lambda: "x")
+    def inner() -> list[str]:
+        return g.choose("which", lambda: [doubled], lambda: ["x"], KINDS)
 
-    value = g("Add", g.choose("which", lambda: g("Neg", inner()), lambda: "x"), g.double(1.0))
+    (chosen,) = g.choose("which", lambda: [g("Neg", *inner())], lambda: ["x"], KINDS)
+    value = g("Add", chosen, g.double(1.0))
     x = np.array([1.0, 3.0])
     truth = 1 - 2 * x if which else 1 + x
     np.testing.assert_array_equal(run(g, value, x=x, which=np.array(which)), truth)
 
 
+def test_a_branch_may_have_several_values() -> None:
+    g = GraphBuilder()
+    kinds = [TensorProto.DOUBLE, TensorProto.FLOAT]
+    sign, size = g.choose(
+        "which", lambda: [g("Sign", "x"), g.cast("x")], lambda: ["x", g.cast(g("Abs", "x"))], kinds
+    )
+    value = g("Mul", sign, g.as_double(size))
+    x = np.array([-2.0, 3.0])
+    for which, truth in ((True, np.abs(x)), (False, x * np.abs(x))):
+        np.testing.assert_array_equal(run(g, value, x=x, which=np.array(which)), truth)
+        g.nodes.pop()  # the node that names the result
+
+
 def test_no_two_values_have_one_name() -> None:
     g = GraphBuilder()
     for _ in range(2):
-        g.choose("which", lambda: g("Neg", "x"), lambda: g("Abs", g("Neg", "x")))
+        g.choose("which", lambda: [g("Neg", "x")], lambda: [g("Abs", g("Neg", "x"))], KINDS)
     g("Neg", "x")
     inner = [a.g for node in g.nodes for a in node.attribute]
     nodes = [*g.nodes, *(node for graph in inner for node in graph.node)]
     names = [name for node in nodes for name in node.output]
-    assert len(names) == len(set(names)) == 13
+    assert len(names) == len(set(names)) == 9
 
 
 def test_a_graph_with_branches_is_continued_with_new_names() -> None:
     """Nodes in branches count, too: a head comes to the graph of a detector with branches."""
     g = GraphBuilder()
-    chosen = g.choose("which", lambda: g("Neg", g("Abs", "x")), lambda: g("Neg", "x"))
+    (chosen,) = g.choose("which", lambda: [g("Neg", g("Abs", "x"))], lambda: [g("Neg", "x")], KINDS)
     known = {g("Neg", chosen)}
     graph = helper.make_graph(g.nodes, "g", [], [], list(g.constants.values()))
     further = GraphBuilder.of_graph(graph)

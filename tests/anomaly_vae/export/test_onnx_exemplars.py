@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -11,7 +12,13 @@ from safetensors.numpy import save as save_tensors
 from anomaly_vae.config.model import ModelConfig
 from anomaly_vae.config.scoring import ScoreConfig
 from anomaly_vae.data.encoding import Layout
-from anomaly_vae.export.onnx_tabular import check_graph, export_graph, torch_terms, weight_tensors
+from anomaly_vae.export.onnx_tabular import (
+    check_graph,
+    export_graph,
+    tile_rows,
+    torch_terms,
+    weight_tensors,
+)
 from anomaly_vae.models.builder import build
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.scoring.scorer import EXPLAIN, OUTPUTS, open_session
@@ -25,7 +32,13 @@ LAYOUTS = {
     "a single level": Layout(0, 0, (1,)),
     "frequency bands": Layout(2, 1, (5, 2), ((-3.0, 0.0, 0.0, -1.5, -0.7), (0.0, 0.0))),
 }
-SHAPES = [{"members": 1}, {"members": 3}, {"members": 3, "reach": 2.0}]
+SHAPES = [
+    {"members": 1},
+    {"members": 3, "width": 1.0},
+    {"members": 3, "reach": 2.0, "width": 5e-3},
+    {"members": 1, "width": 1e-6},
+]
+"""With wide, mixed and narrow kernels; the exponents of narrow ones need float64."""
 
 
 def rows_of(layout: Layout, n: int = 24) -> NDArray[np.float32]:
@@ -41,12 +54,12 @@ def rows_of(layout: Layout, n: int = 24) -> NDArray[np.float32]:
     return x
 
 
-def model_of(layout: Layout, members: int, reach: float = 0.0) -> VAE:
-    """Return an untrained model with exemplars."""
+def model_of(layout: Layout, members: int, reach: float = 0.0, width: float = 0.1) -> VAE:
+    """Return an untrained model with exemplars, whose kernels have variances around a width."""
     config = ModelConfig(members=members, hidden_dim=16, latent_dim=2, prior="standard")
     model = build(config, layout, 1).eval()
     model.reach = torch.tensor([reach]) if reach else None
-    model.exemplars = exemplars_of(layout)
+    model.exemplars = exemplars_of(layout, width=width)
     return model
 
 
@@ -82,13 +95,42 @@ def test_scores_without_explanations_are_the_same(layout: Layout) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_missing_values_of_other_rows_change_no_score() -> None:
+@pytest.mark.parametrize("width", [1.0, 5e-3, 1e-6])
+def test_missing_values_of_other_rows_change_no_score(width: float) -> None:
     """A tile with gaps takes another branch of the graph."""
-    x, session = rows_of(LAYOUTS["mixed"]), session_of(model_of(LAYOUTS["mixed"], 3), ScoreConfig())
+    model = model_of(LAYOUTS["mixed"], 3, width=width)
+    x, session = rows_of(LAYOUTS["mixed"]), session_of(model, ScoreConfig())
     (together,) = session.run(("score",), {"x": x})
     for start in range(0, len(x), 4):
         (apart,) = session.run(("score",), {"x": x[start : start + 4]})
         np.testing.assert_array_equal(apart, together[start : start + 4])
+
+
+@torch.no_grad()
+def test_only_narrow_kernels_need_float64() -> None:
+    """Where a few kernels are narrow, the exponents of the others remain in float32."""
+    layout = LAYOUTS["numeric"]
+    products = {}
+    for width in (1.0, 5e-3, 1e-6):
+        model = model_of(layout, 1, width=width)
+        weights = save_tensors(weight_tensors(model, ScoreConfig()))
+        graph = onnx.load_from_string(export_graph(model, ScoreConfig(), weights)).graph
+        kinds = {
+            branch.output[0].type.tensor_type.elem_type
+            for node in graph.node
+            for branch in (part.g for part in node.attribute if part.HasField("g"))
+            if node.input[0] != EXPLAIN
+        }
+        products[width] = kinds
+    single, double = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
+    assert products == {1.0: {single}, 5e-3: {single, double}, 1e-6: {double}}
+
+
+@pytest.mark.parametrize(
+    ("count", "rows"), [(7, 512), (1_024, 512), (2_048, 256), (3_601, 128), (4_096, 128)]
+)
+def test_more_exemplars_make_smaller_tiles(count: int, rows: int) -> None:
+    assert tile_rows(exemplars_of(Layout(1, 0, ()), count)) == rows
 
 
 @torch.no_grad()

@@ -11,7 +11,13 @@ import pytest
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.surprise import fit_surprise
 from anomaly_vae.export.onnx_known import KnownHead, add_known_head, tree_margins
-from anomaly_vae.scoring.scorer import KNOWN_OUTPUTS, OUTPUTS, open_session
+from anomaly_vae.scoring.scorer import (
+    KNOWN_COLUMNS,
+    KNOWN_OUTPUTS,
+    OUTPUTS,
+    TILE_ROWS,
+    open_session,
+)
 from anomaly_vae.training.fit import Prepared, fit_bundle
 from anomaly_vae.training.known_anomalies import fit_trees, tree_table
 from tests.support.known import known_config, prepared_rows
@@ -133,6 +139,8 @@ def test_a_detector_with_a_member_at_exemplars_learns_from_known_anomalies() -> 
     bundle = fit_bundle(config, prepared, data={}).bundle
     graph = onnx.load_from_string(bundle.graph).graph
     assert any(node.op_type == "If" for node in graph.node)
+    properties = {entry.key for entry in onnx.load_from_string(bundle.graph).metadata_props}
+    assert properties == {TILE_ROWS, KNOWN_COLUMNS}
     known, normal = (bundle.scorer.score_encoded(x) for x in (prepared.known, prepared.validation))
     found = bundle.scorer.explain_encoded(prepared.validation)
     np.testing.assert_allclose(found.nats.sum(1) + found.kl + found.known, normal, rtol=1e-9)

@@ -67,6 +67,7 @@ def test_tiles_change_nothing(
 ) -> None:
     whole = bundle.scorer.explain(rows)
     monkeypatch.setattr(TabularEncoding, "tile", tile)
+    monkeypatch.setattr(bundle.scorer, "_tile_rows", tile)
     np.testing.assert_allclose(bundle.scorer.score(rows), whole.score, rtol=1e-6, atol=1e-6)
     tiled = bundle.scorer.explain(rows)
     for name, part in vars(tiled).items():
