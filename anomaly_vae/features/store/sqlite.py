@@ -1,15 +1,16 @@
 """Keep past events in an SQLite file, which the processes of one machine share.
 
-Each entity is one row with its packed events. The write-ahead log lets processes read while one
-writes. It is not flushed to the disk at each commit: a power failure may lose the events of the
-last seconds, but never damages the file.
+Each entity is one row with its packed events, whose number is a hash, so that it is found without
+an index. The write-ahead log lets processes read while one writes. It is not flushed to the disk at
+each commit: a power failure may lose the events of the last seconds, but never damages the file.
 """
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -19,20 +20,21 @@ from anomaly_vae.errors import WindowStoreError
 from anomaly_vae.features.history import NO_ID
 from anomaly_vae.features.store.records import (
     KEY_BYTES,
+    WORD,
     Limits,
     Outcome,
+    Part,
     Recorded,
     Snapshot,
     SpaceState,
     StoredEvent,
     kept,
     labelled,
-    last_time,
     merged,
     placed,
 )
 
-VERSION = 1
+VERSION = 2
 """Version of the tables."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value);
@@ -41,11 +43,11 @@ CREATE TABLE IF NOT EXISTS spaces (
     retention TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS entities (
-    id INTEGER PRIMARY KEY, key BLOB UNIQUE NOT NULL, space INTEGER NOT NULL,
-    width INTEGER NOT NULL, expires INTEGER NOT NULL, events BLOB NOT NULL
+    id INTEGER PRIMARY KEY, space INTEGER NOT NULL, entity TEXT NOT NULL, width INTEGER NOT NULL,
+    events BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS ids (
-    id INTEGER PRIMARY KEY, space INTEGER NOT NULL, expires INTEGER NOT NULL, keys BLOB NOT NULL
+    id INTEGER PRIMARY KEY, space INTEGER NOT NULL, time INTEGER NOT NULL, keys BLOB NOT NULL
 );
 """
 PRAGMAS = {
@@ -61,13 +63,34 @@ MAX_KEYS = 500
 """Maximum number of keys in one query."""
 
 
-class _Row(NamedTuple):
-    """The row of an entity while it is changed; ``id`` is None for a new one."""
+class _Seen(NamedTuple):
+    """What a connection has read of some entities; it holds until anybody writes to the file."""
 
-    id: int | None
+    space: str
+    asked: frozenset[int]
+    """Row numbers of the entities that were asked for."""
+    events: Mapping[int, bytes]
+    """Packed events of those that the store knows, by row number."""
+    state: SpaceState
+    changes: int
+    """Number of changes that the connection had made."""
+
+
+class _Connection(sqlite3.Connection):
+    """A connection of one thread."""
+
+    version: int | None = None
+    """Version of the file in the last transaction of `SqliteBackend.record`."""
+    seen: _Seen | None = None
+    """What was read since."""
+
+
+class _Placed(NamedTuple):
+    """The events of an entity that are to be written, with the last of its parts."""
+
     events: bytes
-    retention: int
-    width: int
+    part: Part
+    is_new: bool
 
 
 class SqliteBackend:
@@ -90,14 +113,14 @@ class SqliteBackend:
     # ------------------------------------------------------------ connections
 
     @property
-    def _db(self) -> sqlite3.Connection:
+    def _db(self) -> _Connection:
         """Connection of this thread."""
         if not hasattr(self._local, "db"):
             self._local.db = self._connect()
-        db: sqlite3.Connection = self._local.db
+        db: _Connection = self._local.db
         return db
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self) -> _Connection:
         try:
             if self._create_file:
                 self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -107,7 +130,9 @@ class SqliteBackend:
                     f"window store '{self._path}' does not exist; correct its URL, or fill it "
                     "with: anomaly-vae windows load"
                 )
-            db = sqlite3.connect(self._path, self._seconds, isolation_level=None)
+            db = sqlite3.connect(
+                self._path, self._seconds, isolation_level=None, factory=_Connection
+            )
         except (OSError, sqlite3.Error) as error:
             raise self._unusable(error) from None
         if new:
@@ -121,7 +146,7 @@ class SqliteBackend:
         return WindowStoreError(f"window store '{self._path}' cannot be used: {reason}")
 
     @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
+    def _reading(self) -> Iterator[_Connection]:
         try:
             yield self._db
         except sqlite3.Error as error:
@@ -129,7 +154,7 @@ class SqliteBackend:
             raise self._unusable(error) from None
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
+    def _writing(self) -> Iterator[_Connection]:
         """Change the store in one transaction, which is undone after an error."""
         with self._reading() as db:
             db.execute("BEGIN IMMEDIATE")
@@ -190,25 +215,30 @@ class SqliteBackend:
 
     def read(self, space: str, keys: Sequence[bytes], ids: Sequence[int]) -> Snapshot:
         """Return what the store knows of these entities and ids."""
+        rows = {row_number(key): key for key in keys}
         with self._reading() as db:
             if not ids and len(keys) <= MAX_KEYS:
-                rows, state = _entities(db, space, keys)
-                return Snapshot({key: events for key, (_, events) in rows.items()}, state=state)
+                db.seen = seen = _look(db, space, rows)
+                events, state = seen.events, seen.state
+                return Snapshot({rows[row]: packed for row, packed in events.items()}, state=state)
             db.execute("BEGIN")  # so that all parts are of one moment
             try:
-                events = dict(_select(db, "SELECT key, events FROM entities WHERE key IN", keys))
-                found = _select(db, "SELECT id FROM ids WHERE id IN", ids)
-                known = frozenset(one for (one,) in found)
-                return Snapshot(events, known, _state(db, space))
+                found = _select(db, "SELECT id, events FROM entities WHERE id IN", [*rows])
+                known = _select(db, "SELECT id FROM ids WHERE id IN", ids)
+                return Snapshot(
+                    {rows[row]: events for row, events in found},
+                    frozenset(one for (one,) in known),
+                    _state(db, space),
+                )
             finally:
                 db.execute("COMMIT")
 
     def record(self, space: str, events: Sequence[StoredEvent], limits: Limits) -> Recorded:
         """Place events in one transaction."""
+        rows = {row_number(part.key) for event in events for part in event.parts}
         with self._writing() as db:
-            keys = list({part.key for event in events for part in event.parts})
-            found, state = _entities(db, space, keys[:MAX_KEYS])
-            recording = _Recording(db, self._spaces[space], found, state, limits)
+            seen = _seen(db, space, rows)
+            recording = _Recording(db, self._spaces[space], seen, limits)
             outcomes = [recording.record(event) for event in events]
             return Recorded(outcomes, recording.finish())
 
@@ -222,10 +252,10 @@ class SqliteBackend:
         query = "SELECT keys FROM ids WHERE id = ? AND space = ?"
         found = db.execute(query, (one, space)).fetchone()
         for key, width in _labelled_keys(found[0]) if found else ():
-            row = db.execute("SELECT id, events FROM entities WHERE key = ?", (key,)).fetchone()
-            if row:
-                changed = labelled(row[1], one, at, width)
-                db.execute("UPDATE entities SET events = ? WHERE id = ?", (changed, row[0]))
+            row = row_number(key)
+            if events := _events(db, row):
+                changed = labelled(events, one, at, width)
+                db.execute("UPDATE entities SET events = ? WHERE id = ?", (changed, row))
         return bool(found)
 
     # ------------------------------------------------------------ removal
@@ -234,7 +264,8 @@ class SqliteBackend:
         """Delete the events of entities."""
         with self._writing() as db:
             count = sum(
-                db.execute("DELETE FROM entities WHERE key = ?", (key,)).rowcount for key in keys
+                db.execute("DELETE FROM entities WHERE id = ?", (row_number(key),)).rowcount
+                for key in keys
             )
             _add_entities(db, -count)
         with self._reading() as db:  # so that no old page keeps them
@@ -258,18 +289,10 @@ class SqliteBackend:
 class _Recording:
     """A transaction that places events, and writes each entity once."""
 
-    def __init__(
-        self,
-        db: sqlite3.Connection,
-        space: int,
-        found: Mapping[bytes, tuple[int, bytes]],
-        state: SpaceState,
-        limits: Limits,
-    ) -> None:
-        self._db, self._space, self._found, self._limits = db, space, found, limits
-        self._newest, self._since = self._known = state.newest, state.since
-        self._rows: dict[bytes, _Row] = {}
-        self._added = 0
+    def __init__(self, db: sqlite3.Connection, space: int, seen: _Seen, limits: Limits) -> None:
+        self._db, self._space, self._seen, self._limits = db, space, seen, limits
+        self._newest, self._since = self._known = seen.state.newest, seen.state.since
+        self._placed: dict[int, _Placed] = {}
 
     def record(self, event: StoredEvent) -> Outcome:
         """Place one event."""
@@ -280,46 +303,44 @@ class _Recording:
         self._newest = self._limits.newest(event, self._newest)
         self._since = min(event.time, event.time if self._since is None else self._since)
         for part in event.parts:
-            row = self._rows.get(part.key) or self._read(part.key)
-            events, width = placed(row.events, part.packed), len(part.packed)
-            self._rows[part.key] = _Row(row.id, events, part.retention, width)
+            row = row_number(part.key)
+            events, _, is_new = self._placed.get(row) or self._read(row, part)
+            self._placed[row] = _Placed(placed(events, part.packed), part, is_new)
         return "recorded"
 
     def _is_known(self, one: int) -> bool:
         return self._db.execute("SELECT 1 FROM ids WHERE id = ?", (one,)).fetchone() is not None
 
     def _insert_id(self, event: StoredEvent) -> bool:
-        row = event.id, self._space, event.time + event.retention, event.labelled_keys
+        row = event.id, self._space, event.time, event.labelled_keys
         return self._db.execute("INSERT OR IGNORE INTO ids VALUES (?, ?, ?, ?)", row).rowcount > 0
 
-    def _read(self, key: bytes) -> _Row:
-        query = "SELECT id, events FROM entities WHERE key = ?"
-        found = self._found.get(key) or self._db.execute(query, (key,)).fetchone()
-        one, events = found or (None, b"")
-        return _Row(one, events, 0, 0)
+    def _read(self, row: int, part: Part) -> _Placed:
+        events = self._seen.events.get(row)
+        if events is None and row not in self._seen.asked:
+            events = _events(self._db, row)
+        return _Placed(events or b"", part, events is None)
 
     def finish(self) -> int:
         """Write the entities and the state; return how many events were dropped as too many."""
-        dropped = sum(self._write(key, row) for key, row in self._rows.items())
-        _add_entities(self._db, self._added)
+        rows, added, dropped = [], 0, 0
+        for row, (events, part, is_new) in self._placed.items():
+            rest, excess = self._kept(events, part)
+            dropped += excess
+            if rest or not is_new:  # `expire` deletes it if it is empty now
+                rows.append((row, self._space, part.entity, len(part.packed), rest))
+                added += is_new
+        self._db.executemany("REPLACE INTO entities VALUES (?, ?, ?, ?, ?)", rows)
+        _add_entities(self._db, added)
         if (self._newest, self._since) != self._known:
             update = "UPDATE spaces SET newest = ?, since = ? WHERE id = ?"
             self._db.execute(update, (self._newest, self._since, self._space))
         return dropped
 
-    def _write(self, key: bytes, row: _Row) -> int:
+    def _kept(self, events: bytes, part: Part) -> tuple[bytes, int]:
         assert self._newest is not None
-        oldest, limit = self._newest - row.retention, self._limits.max_events
-        events, dropped = kept(row.events, oldest, row.width, limit)
-        expires = last_time(events, row.width) + row.retention
-        if row.id is not None:  # `expire` deletes it if it is empty now
-            update = "UPDATE entities SET expires = ?, events = ? WHERE id = ?"
-            self._db.execute(update, (expires, events, row.id))
-        elif events:
-            insert = "INSERT INTO entities (key, space, width, expires, events) VALUES (?,?,?,?,?)"
-            self._db.execute(insert, (key, self._space, row.width, expires, events))
-            self._added += 1
-        return dropped
+        oldest = self._newest - part.retention
+        return kept(events, oldest, len(part.packed), self._limits.max_events)
 
 
 def _state(db: sqlite3.Connection, space: str) -> SpaceState:
@@ -334,22 +355,46 @@ def _entities_query(count: int) -> str:
     places = ",".join("?" * count)
     return (
         "SELECT NULL, newest, since, retention FROM spaces WHERE digest = ?"  # noqa: S608
-        f" UNION ALL SELECT key, id, events, NULL FROM entities WHERE key IN ({places})"
+        f" UNION ALL SELECT id, events, NULL, NULL FROM entities WHERE id IN ({places})"
     )
 
 
-def _entities(
-    db: sqlite3.Connection, space: str, keys: Sequence[bytes]
-) -> tuple[dict[bytes, tuple[int, bytes]], SpaceState]:
-    """Return the row id and the events of entities, by key, and the state of a layout."""
-    rows = db.execute(_entities_query(len(keys)), (space, *keys)).fetchall()
-    state = next((SpaceState(*row[1:]) for row in rows if row[0] is None), SpaceState())
-    return {key: (one, events) for key, one, events, _ in rows if key is not None}, state
+def _look(db: sqlite3.Connection, space: str, rows: Collection[int]) -> _Seen:
+    """Read entities, up to `MAX_KEYS`, and the state of a layout."""
+    found = db.execute(_entities_query(len(rows)), (space, *rows)).fetchall()
+    state = next((SpaceState(*values) for row, *values in found if row is None), SpaceState())
+    events = {row: events for row, events, *_ in found if row is not None}
+    return _Seen(space, frozenset(rows), events, state, db.total_changes)
 
 
-def _select(
-    db: sqlite3.Connection, query: str, values: Sequence[bytes | int]
-) -> Iterator[tuple[Any, ...]]:
+def _seen(db: _Connection, space: str, rows: set[int]) -> _Seen:
+    """Return what was read of entities, or read it again if anybody has written since.
+
+    If the version of the file is that of the last transaction of this connection, no other
+    connection has written in between.
+    """
+    (version,) = db.execute("PRAGMA data_version").fetchone()
+    before, seen = db.version, db.seen
+    db.version, db.seen = version, None
+    is_current = seen and (version, db.total_changes) == (before, seen.changes)
+    if seen and is_current and space == seen.space and rows <= seen.asked:
+        return seen
+    return _look(db, space, list(rows)[:MAX_KEYS])
+
+
+def row_number(key: bytes) -> int:
+    """Return the row number of an entity, the first 63 bits of its key."""
+    return int.from_bytes(key[:WORD], "little") >> 1
+
+
+def _events(db: sqlite3.Connection, row: int) -> bytes | None:
+    """Return the packed events of an entity; None if it is not in the store."""
+    found = db.execute("SELECT events FROM entities WHERE id = ?", (row,)).fetchone()
+    events: bytes | None = found and found[0]
+    return events
+
+
+def _select(db: sqlite3.Connection, query: str, values: Sequence[int]) -> Iterator[tuple[Any, ...]]:
     for start in range(0, len(values), MAX_KEYS):
         part = values[start : start + MAX_KEYS]
         yield from db.execute(f"{query} ({','.join('?' * len(part))})", part)
@@ -385,23 +430,29 @@ def _next(db: sqlite3.Connection, table: str, limit: int) -> tuple[int, int]:
 
 
 def _expire_ids(db: sqlite3.Connection, limit: int) -> int:
-    query = (
-        "DELETE FROM ids WHERE id > ? AND id <= ?"
-        " AND expires < (SELECT newest FROM spaces WHERE spaces.id = ids.space)"
+    first, last = _next(db, "ids", limit)
+    query = "DELETE FROM ids WHERE space = ? AND id > ? AND id <= ? AND time < ?"
+    return sum(
+        db.execute(query, (space, first, last, newest - max(ages.values()))).rowcount
+        for space, (newest, ages) in _ages(db).items()
     )
-    return db.execute(query, _next(db, "ids", limit)).rowcount
+
+
+def _ages(db: sqlite3.Connection) -> dict[int, tuple[int, Mapping[str, int]]]:
+    """Return the newest time of each layout with events, and how long it keeps those of entities.
+
+    Models that are opened may raise these ages, also of events that are in the store.
+    """
+    query = "SELECT id, newest, retention FROM spaces WHERE newest IS NOT NULL"
+    return {one: (newest, json.loads(text)) for one, newest, text in db.execute(query)}
 
 
 def _expire_entities(db: sqlite3.Connection, limit: int) -> int:
-    query = (
-        "SELECT e.id, width, expires, events, newest FROM entities AS e"
-        " JOIN spaces ON spaces.id = e.space WHERE e.id > ? AND e.id <= ?"
-    )
-    removed, deleted = 0, 0
-    for one, width, expires, events, newest in db.execute(
-        query, _next(db, "entities", limit)
-    ).fetchall():
-        age = expires - last_time(events, width)
+    ages, removed, deleted = _ages(db), 0, 0
+    query = "SELECT id, space, entity, width, events FROM entities WHERE id > ? AND id <= ?"
+    found = db.execute(query, _next(db, "entities", limit)).fetchall()
+    for one, space, entity, width, events in found:
+        newest, age = ages[space][0], ages[space][1][entity]
         rest, _ = kept(events, newest - age, width, len(events))
         removed += (len(events) - len(rest)) // width
         deleted += not rest
