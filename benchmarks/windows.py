@@ -378,7 +378,8 @@ def _insert(backend: Any, entity: str, packed: bytes, width: int, keys: Iterator
         return
     assert isinstance(backend, SqliteBackend)
     with backend._writing() as db:
-        rows = sorted((row_number(key), 1, entity, width, packed) for key in keys)
+        (space,) = db.execute("SELECT id FROM spaces").fetchone()
+        rows = sorted((row_number(key), space, entity, width, packed) for key in keys)
         db.executemany("INSERT INTO entities VALUES (?, ?, ?, ?, ?)", rows)
     backend._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 

@@ -39,7 +39,7 @@ VERSION = 2
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value);
 CREATE TABLE IF NOT EXISTS spaces (
-    id INTEGER PRIMARY KEY, digest TEXT UNIQUE NOT NULL, newest INTEGER, since INTEGER,
+    id INTEGER PRIMARY KEY, digest TEXT NOT NULL, newest INTEGER, since INTEGER,
     retention TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS entities (
@@ -59,6 +59,8 @@ PRAGMAS = {
 """Settings of a connection: 64 MiB of cache; long logs, because `expire` writes them back."""
 BUSY_SECONDS = 2.0
 """Maximum time to wait for another process to write, in seconds."""
+FEW = 8
+"""Number of entities up to which a query has a part for each."""
 MAX_KEYS = 500
 """Maximum number of keys in one query."""
 
@@ -108,7 +110,6 @@ class SqliteBackend:
     def __init__(self, path: Path, seconds: float = BUSY_SECONDS, create: bool = True) -> None:
         self._path, self._seconds, self._local = path, seconds, threading.local()
         self._create_file = create
-        self._spaces: dict[str, int] = {}
 
     # ------------------------------------------------------------ connections
 
@@ -196,13 +197,10 @@ class SqliteBackend:
         with self._writing() as db:
             state = merged(_state(db, space), retention)
             db.execute(
-                "INSERT INTO spaces (digest, since, retention) VALUES (?, ?, ?) ON CONFLICT"
-                " (digest) DO UPDATE SET since = excluded.since, retention = excluded.retention",
-                (space, state.since, state.retention),
+                "INSERT INTO spaces VALUES (?, ?, NULL, ?, ?) ON CONFLICT (id)"
+                " DO UPDATE SET since = excluded.since, retention = excluded.retention",
+                (_space_number(space), space, state.since, state.retention),
             )
-            (self._spaces[space],) = db.execute(
-                "SELECT id FROM spaces WHERE digest = ?", (space,)
-            ).fetchone()
         return state
 
     def _check(self, db: sqlite3.Connection, name: str, value: object, reason: str) -> None:
@@ -238,14 +236,14 @@ class SqliteBackend:
         rows = {row_number(part.key) for event in events for part in event.parts}
         with self._writing() as db:
             seen = _seen(db, space, rows)
-            recording = _Recording(db, self._spaces[space], seen, limits)
+            recording = _Recording(db, _space_number(space), seen, limits)
             outcomes = [recording.record(event) for event in events]
             return Recorded(outcomes, recording.finish())
 
     def label(self, space: str, labels: Sequence[tuple[int, int]]) -> Sequence[bool]:
         """Set the time at which events are known as anomalies."""
         with self._writing() as db:
-            return [self._label(db, self._spaces[space], *one) for one in labels]
+            return [self._label(db, _space_number(space), *one) for one in labels]
 
     @staticmethod
     def _label(db: sqlite3.Connection, space: int, one: int, at: int) -> bool:
@@ -344,24 +342,26 @@ class _Recording:
 
 
 def _state(db: sqlite3.Connection, space: str) -> SpaceState:
-    query = "SELECT newest, since, retention FROM spaces WHERE digest = ?"
-    found = db.execute(query, (space,)).fetchone()
+    query = "SELECT newest, since, retention FROM spaces WHERE id = ?"
+    found = db.execute(query, (_space_number(space),)).fetchone()
     return SpaceState(*found) if found else SpaceState()
 
 
 @cache
 def _entities_query(count: int) -> str:
-    """Return one statement for a state and ``count`` entities, since each locks the file."""
-    places = ",".join("?" * count)
-    return (
-        "SELECT NULL, newest, since, retention FROM spaces WHERE digest = ?"  # noqa: S608
-        f" UNION ALL SELECT id, events, NULL, NULL FROM entities WHERE id IN ({places})"
-    )
+    """Return one statement for a state and ``count`` entities, since each locks the file.
+
+    `IN` builds a table first, which takes longer than to look up a few entities.
+    """
+    entities = "SELECT id, events, NULL, NULL FROM entities WHERE id"
+    places = [f"IN ({','.join('?' * count)})"] if count > FEW else ["= ?"] * count
+    state = "SELECT NULL, newest, since, retention FROM spaces WHERE id = ?"
+    return " UNION ALL ".join([state, *(f"{entities} {place}" for place in places)])
 
 
 def _look(db: sqlite3.Connection, space: str, rows: Collection[int]) -> _Seen:
     """Read entities, up to `MAX_KEYS`, and the state of a layout."""
-    found = db.execute(_entities_query(len(rows)), (space, *rows)).fetchall()
+    found = db.execute(_entities_query(len(rows)), (_space_number(space), *rows)).fetchall()
     state = next((SpaceState(*values) for row, *values in found if row is None), SpaceState())
     events = {row: events for row, events, *_ in found if row is not None}
     return _Seen(space, frozenset(rows), events, state, db.total_changes)
@@ -380,6 +380,11 @@ def _seen(db: _Connection, space: str, rows: set[int]) -> _Seen:
     if seen and is_current and space == seen.space and rows <= seen.asked:
         return seen
     return _look(db, space, list(rows)[:MAX_KEYS])
+
+
+def _space_number(space: str) -> int:
+    """Return the row number of a layout, the first 60 bits of its digest."""
+    return int(space[:15], 16)
 
 
 def row_number(key: bytes) -> int:
@@ -452,6 +457,8 @@ def _expire_entities(db: sqlite3.Connection, limit: int) -> int:
     query = "SELECT id, space, entity, width, events FROM entities WHERE id > ? AND id <= ?"
     found = db.execute(query, _next(db, "entities", limit)).fetchall()
     for one, space, entity, width, events in found:
+        if space not in ages:
+            continue
         newest, age = ages[space][0], ages[space][1][entity]
         rest, _ = kept(events, newest - age, width, len(events))
         removed += (len(events) - len(rest)) // width
