@@ -418,7 +418,10 @@ def _number(db: sqlite3.Connection, name: str) -> int:
 
 def _add_entities(db: sqlite3.Connection, count: int) -> None:
     if count:
-        _set(db, "entities", _number(db, "entities") + count)
+        add = (
+            "INSERT INTO meta VALUES ('entities', ?) ON CONFLICT (name) DO UPDATE SET value = value"
+        )
+        db.execute(f"{add} + excluded.value", (count,))
 
 
 def _set(db: sqlite3.Connection, name: str, value: int) -> None:
