@@ -168,7 +168,8 @@ class RedisBackend:
             return [key.removeprefix(prefix).decode() for key in keys]
 
     def _check_meta(self, check: str) -> None:
-        self._check(b"version", VERSION, "by another version of anomaly-vae; load it anew")
+        anew = "delete its keys anomaly-vae:windows:*, and load it anew"
+        self._check(b"version", VERSION, f"by another version of anomaly-vae; {anew}")
         salt = "with another ANOMALY_VAE_WINDOWS_SALT; restore it"
         self._check(b"salt", check.encode(), salt)
 

@@ -146,18 +146,23 @@ class SqliteBackend:
         reason = getattr(error, "strerror", None) or str(error)
         return WindowStoreError(f"window store '{self._path}' cannot be used: {reason}")
 
+    def _failed(self, error: sqlite3.Error) -> WindowStoreError:
+        """Close the connection after an error, which is returned as one of the store."""
+        self.close()
+        return self._unusable(error)
+
     @contextmanager
     def _reading(self) -> Iterator[_Connection]:
         try:
             yield self._db
         except sqlite3.Error as error:
-            self.close()
-            raise self._unusable(error) from None
+            raise self._failed(error) from None
 
     @contextmanager
     def _writing(self) -> Iterator[_Connection]:
         """Change the store in one transaction, which is undone after an error."""
-        with self._reading() as db:
+        try:
+            db = self._db
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -165,6 +170,8 @@ class SqliteBackend:
                 db.execute("ROLLBACK")
                 raise
             db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise self._failed(error) from None
 
     def close(self) -> None:
         """Close the connection of this thread; it is opened again when needed."""
@@ -178,7 +185,8 @@ class SqliteBackend:
         with self._reading() as db:
             db.executescript(SCHEMA)
         with self._writing() as db:
-            self._check(db, "version", VERSION, "by another version of anomaly-vae; load it anew")
+            anew = "by another version of anomaly-vae; delete it, and load it anew"
+            self._check(db, "version", VERSION, anew)
             self._check(db, "salt", check, "with another ANOMALY_VAE_WINDOWS_SALT; restore it")
 
     def spaces(self, check: str) -> list[str]:
