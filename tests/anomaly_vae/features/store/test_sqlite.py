@@ -58,14 +58,19 @@ def test_a_locked_store_is_reported_and_recovers(tmp_path):
     assert "recorded" in store.add(stream(3, seed=1)).outcomes
 
 
-def test_threads_that_write_at_once_lose_nothing(tmp_path):
-    store = store_at(tmp_path / "windows.db")
+@pytest.mark.parametrize("way", ["load", "score"])
+def test_threads_that_write_at_once_lose_nothing(tmp_path, way):
+    store = store_at(tmp_path / "windows.db", seconds=60)
     card = {"CUSTOMER_ID": "1", "TERMINAL_ID": "1"}
-    events = [replace(event, keys=card) for event in stream(200, seed=2)]
+    (first,) = stream(1, seed=2)
+    events = [replace(first, id=str(n), time=first.time + n, keys=card) for n in range(200)]
 
     def write(part):
         for event in part:
-            store.load([event])
+            if way == "load":
+                store.load([event])
+            else:
+                store.record(store.features([event]).events)
         store.backend.close()
 
     threads = [threading.Thread(target=write, args=(events[k::4],)) for k in range(4)]
