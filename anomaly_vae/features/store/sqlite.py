@@ -66,7 +66,7 @@ MAX_KEYS = 500
 
 
 class _Seen(NamedTuple):
-    """What a connection has read of some entities; it holds until anybody writes to the file."""
+    """Entities that a connection has read, which hold until anybody writes to the file."""
 
     space: str
     asked: frozenset[int]
