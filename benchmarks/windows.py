@@ -53,7 +53,7 @@ from anomaly_vae.features.inputs import Event
 from anomaly_vae.features.offline import add_windows
 from anomaly_vae.features.store import StoreOptions, open_store
 from anomaly_vae.features.store.redis import RedisBackend
-from anomaly_vae.features.store.sqlite import SqliteBackend
+from anomaly_vae.features.store.sqlite import SqliteBackend, row_number
 from anomaly_vae.training.fit import fit_bundle, prepare
 from benchmarks.common import Options, environment, free_port, markdown_table
 from pipelines.datasets.loading import load_dataset
@@ -363,10 +363,11 @@ def fill(url: str, inputs: WindowInputs, now: int, entities: int) -> None:
         if history.numbers:
             words[:, 2] = (rng.random(EVENTS_EACH) * 100).view(np.int64)
         packed, keys = words.tobytes(), partial(store._hasher.key, entity)
-        _insert(store.backend, packed, history.width * 8, map(keys, map(str, range(entities))), now)
+        texts = map(str, range(entities))
+        _insert(store.backend, entity, packed, history.width * 8, map(keys, texts))
 
 
-def _insert(backend: Any, packed: bytes, width: int, keys: Iterator[bytes], now: int) -> None:
+def _insert(backend: Any, entity: str, packed: bytes, width: int, keys: Iterator[bytes]) -> None:
     if isinstance(backend, RedisBackend):
         pipe = backend._client.pipeline(transaction=False)
         for number, key in enumerate(keys):
@@ -377,8 +378,9 @@ def _insert(backend: Any, packed: bytes, width: int, keys: Iterator[bytes], now:
         return
     assert isinstance(backend, SqliteBackend)
     with backend._writing() as db:
-        insert = "INSERT INTO entities (key, space, width, expires, events) VALUES (?,1,?,?,?)"
-        db.executemany(insert, ((key, width, now + 60 * DAY, packed) for key in keys))
+        (space,) = db.execute("SELECT id FROM spaces").fetchone()
+        rows = sorted((row_number(key), space, entity, width, packed) for key in keys)
+        db.executemany("INSERT INTO entities VALUES (?, ?, ?, ?, ?)", rows)
     backend._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 

@@ -136,6 +136,8 @@ def level_name(value: object) -> str | None:
     Raises:
         DataError: the value is bytes that are not UTF-8 text.
     """
+    if type(value) is int:
+        return str(value)
     if value is None or value != value:  # noqa: PLR0124 NaN or NaT of any library
         return None
     if isinstance(value, bool):

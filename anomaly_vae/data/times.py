@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, Self
 
 import numpy as np
@@ -116,7 +117,7 @@ def parse_time(value: object, time_format: str | None = None) -> float:
         return _seconds(value)
     if isinstance(value, str) or (time_format and time_format not in EPOCHS and _is_whole(value)):
         text = value.strip() if isinstance(value, str) else f"{value:.0f}"
-        for parse in (_configured(time_format), dt.datetime.fromisoformat, _written):
+        for parse in _parsers(time_format):
             with suppress(ValueError, OverflowError):
                 return _seconds(parse(text))
     elif time_format in EPOCHS and isinstance(value, int | float) and not isinstance(value, bool):
@@ -156,11 +157,15 @@ def _seconds(moment: dt.datetime | float) -> float:
     return (zoned - EPOCH).total_seconds()
 
 
-def _configured(time_format: str | None) -> Any:
-    """Return the parser of texts in a format, which refuses all texts without one."""
+@cache
+def _parsers(time_format: str | None) -> tuple[Callable[[str], dt.datetime | float], ...]:
+    """Return the parsers of texts, first that of the format."""
+    others = dt.datetime.fromisoformat, _written
+    if not time_format:
+        return others
     if time_format in EPOCHS:
-        return lambda text: _since_epoch(_number(text), time_format)
-    return lambda text: _by_strptime(text, time_format or "")
+        return (lambda text: _since_epoch(_number(text), time_format), *others)
+    return (partial(_by_strptime, time_format=time_format), *others)
 
 
 def _since_epoch(value: float, time_format: str) -> float:
@@ -178,8 +183,6 @@ def _number(text: str) -> float:
 
 def _by_strptime(text: str, time_format: str) -> dt.datetime:
     """Parse a text; a format of a date alone also accepts a time of day after a space or T."""
-    if not time_format:
-        raise ValueError(text)
     with suppress(ValueError):
         return dt.datetime.strptime(text, time_format)  # noqa: DTZ007  # no zone means UTC
     date, _, clock = text.replace("T", " ", 1).partition(" ")

@@ -11,6 +11,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
+from operator import mul
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -22,6 +24,8 @@ from anomaly_vae.features.inputs import Event
 
 NEVER = 2**63 - 1
 """Time at which the anomaly of a normal event becomes known."""
+FEW = 256
+"""Number of events up to which their times are read at once."""
 NO_ID = 0
 """Hash of the id of an event without one, and of a missing value."""
 
@@ -80,6 +84,16 @@ class EntityHistory:
         return Struct(f"<qq{marks}{len(self.numbers)}d{len(self.values)}q")
 
     @cached_property
+    def number_words(self) -> list[tuple[str, int]]:
+        """Numeric columns, each with the position of its word in a packed event."""
+        return [*zip(self.numbers, count(2 + (self.label is not None)))]
+
+    @cached_property
+    def value_words(self) -> list[tuple[str, int]]:
+        """Columns whose values are counted, each with the position of its word."""
+        return [*zip(self.values, count(self.width - len(self.values)))]
+
+    @cached_property
     def _edges(self) -> frozenset[int]:
         return frozenset(edge for start, stop, _ in self.by_window for edge in (start, stop))
 
@@ -114,21 +128,64 @@ class EntityHistory:
             now: its time, in microseconds.
             own: hash of its id, whose event is left out.
         """
-        words = memoryview(packed).cast("q")
-        times, width = words[:: self.width], self.width
+        words, width = memoryview(packed).cast("q"), self.width
+        times: Sequence[int] = words[::width]
+        if len(times) <= FEW:
+            times = words[::width].tolist()
         bounds = {edge: bisect_left(times, now - edge) for edge in self._edges}
-        first, stop = min(bounds.values()), max(bounds.values())
-        if own != NO_ID and own in words[1::width][first:stop].tolist():
+        first, stop = bounds[self._reach], bounds[self._delay]
+        cells = words[first * width : stop * width].tolist()
+        if own != NO_ID and own in cells[1::width]:
             return self.features(self._without(packed, own), now)
-        columns, out = _Columns(self, packed, slice(first, stop), now), [math.nan] * self.count
-        for start, end, features in self.by_window:
-            columns.fill(out, features, bounds[start] - first, bounds[end] - first)
+        columns, out = _Columns(self, packed, cells, first, now), [math.nan] * self.count
+        for window in self._windows:
+            columns.fill(out, window, bounds[window.start] - first, bounds[window.stop] - first)
         return out
+
+    @cached_property
+    def _reach(self) -> int:
+        return max(self._edges)
+
+    @cached_property
+    def _delay(self) -> int:
+        return min(self._edges)
+
+    @cached_property
+    def _windows(self) -> list[_Window]:
+        return [_Window.of(*window) for window in self.by_window]
 
     def _without(self, packed: bytes, own: int) -> bytes:
         events = self.unpack(packed)
         kept: bytes = events[events[:, 1] != own].tobytes()
         return kept
+
+
+class _Window(NamedTuple):
+    """The features of one window, each with its position among those of the entity."""
+
+    start: int
+    """Time from its start to the row, in microseconds."""
+    stop: int
+    """Time from its end to the row, in microseconds."""
+    events: list[tuple[int, str]]
+    """Kinds of the features that are not of a column."""
+    distinct: list[tuple[int, str]]
+    """Columns whose different values are counted."""
+    numbers: list[tuple[str, list[tuple[int, str]]]]
+    """Numeric columns with their statistics."""
+
+    @classmethod
+    def of(cls, start: int, stop: int, features: Sequence[tuple[int, WindowFeature]]) -> _Window:
+        """Sort the features of a window by what they are of."""
+        window, numbers = cls(start, stop, [], [], []), dict[str, list[tuple[int, str]]]()
+        for position, feature in features:
+            if feature.column is None:
+                window.events.append((position, feature.kind))
+            elif feature.kind == "distinct":
+                window.distinct.append((position, feature.column))
+            else:
+                numbers.setdefault(feature.column, []).append((position, feature.kind))
+        return window._replace(numbers=[*numbers.items()])
 
 
 class Fields(NamedTuple):
@@ -145,35 +202,32 @@ class Fields(NamedTuple):
 class _Columns:
     """The columns of some events of one entity, as lists, which are fast for few events."""
 
-    def __init__(self, history: EntityHistory, packed: bytes, events: slice, now: int) -> None:
-        whole, width = memoryview(packed).cast("q"), history.width
-        real: Any = memoryview(packed).cast("d")  # its type says that slices are of integers
-        self._now, self._times = now, whole[::width][events]
-        self._in_windows: dict[tuple[str, int, int], Numbers] = {}
-        first = 2 + (history.label is not None)
-        self._known: list[int] = whole[2::width][events].tolist() if history.label else []
-        self._numbers: Mapping[str, list[float]] = {
-            name: real[first + i :: width][events].tolist()
-            for i, name in enumerate(history.numbers)
-        }
-        first += len(history.numbers)
-        self._values: Mapping[str, list[int]] = {
-            name: whole[first + i :: width][events].tolist()
-            for i, name in enumerate(history.values)
-        }
-
-    def fill(
-        self, out: list[float], features: Sequence[tuple[int, WindowFeature]], start: int, stop: int
+    def __init__(
+        self, history: EntityHistory, packed: bytes, cells: list[int], first: int, now: int
     ) -> None:
+        width = history.width
+        self._now, self._cells, self._width = now, cells, width
+        self._in_windows: dict[tuple[str, int, int], Numbers] = {}
+        if history.label:
+            self._is_known = [at <= now for at in cells[2::width]]
+        self._numbers: dict[str, list[float]] = {}
+        if history.numbers:
+            floats: Any = memoryview(packed).cast("d")  # its type says that slices are of integers
+            real = floats[first * width : first * width + len(cells)].tolist()
+            for name, at in history.number_words:
+                self._numbers[name] = real[at::width]
+        self._values = {name: cells[at::width] for name, at in history.value_words}
+
+    def fill(self, out: list[float], window: _Window, start: int, stop: int) -> None:
         """Compute the features of the window that holds the events [start, stop)."""
-        for position, feature in features:
-            kind, column = feature.kind, feature.column
-            if column is None:
-                out[position] = self._of_events(kind, start, stop)
-            elif kind == "distinct":
-                out[position] = float(len({*self._values[column][start:stop]} - {NO_ID}))
-            else:
-                out[position] = getattr(self._numbers_in(column, start, stop), kind)
+        for position, kind in window.events:
+            out[position] = self._of_events(kind, start, stop)
+        for position, column in window.distinct:
+            out[position] = float(len({*self._values[column][start:stop]} - {NO_ID}))
+        for column, statistics in window.numbers:
+            numbers = self._numbers_in(column, start, stop)
+            for position, kind in statistics:
+                out[position] = getattr(numbers, kind)
 
     def _numbers_in(self, column: str, start: int, stop: int) -> Numbers:
         """Return the numbers in a window; short windows often hold the same events."""
@@ -188,8 +242,8 @@ class _Columns:
         if start == stop:
             return math.nan
         if kind == "since_last":
-            return (self._now - self._times[stop - 1]) / MICROSECONDS
-        return sum(at <= self._now for at in self._known[start:stop]) / (stop - start)
+            return (self._now - self._cells[(stop - 1) * self._width]) / MICROSECONDS
+        return sum(self._is_known[start:stop]) / (stop - start)
 
 
 class Numbers:
@@ -202,10 +256,12 @@ class Numbers:
 
     __slots__ = ("_present", "sum")
 
-    def __init__(self, numbers: Sequence[float]) -> None:
-        self._present = [number for number in numbers if number == number]  # noqa: PLR0124 not NaN
-        self.sum = _sum(self._present)
+    def __init__(self, numbers: list[float]) -> None:
+        self._present, self.sum = numbers, _sum(numbers)
         """Sum, rounded once; 0 without numbers."""
+        if math.isnan(self.sum):
+            self._present = [number for number in numbers if not math.isnan(number)]
+            self.sum = _sum(self._present)
 
     @property
     def mean(self) -> float:
@@ -223,12 +279,12 @@ class Numbers:
         present = self._present
         if len(present) < 2:
             return math.nan
-        if min(present) == max(present):
+        if present.count(present[0]) == len(present):
             return 0.0
         mean = self.mean
         apart = [number - mean for number in present]
         rest = _sum(apart)
-        squares = _sum([d * d for d in apart]) - rest * rest / len(present)
+        squares = _sum(list(map(mul, apart, apart))) - rest * rest / len(present)
         return math.sqrt(max(squares, 0.0) / (len(present) - 1))
 
 

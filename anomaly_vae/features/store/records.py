@@ -136,13 +136,20 @@ class Backend(Protocol):
         """Release connections."""
 
 
-def merged(state: SpaceState, retention: Mapping[str, int]) -> SpaceState:
-    """Keep events at least as long as ``retention``; longer windows lack what was dropped."""
+def merged(
+    state: SpaceState, retention: Mapping[str, int], expires_by_age: bool = False
+) -> SpaceState:
+    """Keep events at least as long as ``retention``; longer windows lack what was dropped.
+
+    With ``expires_by_age``, entities without events from now on expire by the former age, so that
+    none of the present events is sure to be kept longer.
+    """
     before: dict[str, int] = json.loads(state.retention)
     since = state.since
     for entity, age in retention.items():
         if entity in before and before[entity] < age and state.newest is not None:
-            since = max(since or 0, state.newest - before[entity])
+            lost = state.newest - (0 if expires_by_age else before[entity])
+            since = max(since or 0, lost)
         before[entity] = max(age, before.get(entity, 0))
     return SpaceState(state.newest, since, json.dumps(before, sort_keys=True))
 

@@ -1,7 +1,8 @@
 """Keep past events in Redis or Valkey, which several machines share.
 
-Each entity is one string of packed events. Scripts change it on the server, in one step for all
-events of a request. Keys expire by themselves, counted from the last event that was recorded.
+Each entity is one string of packed events, and the state of a layout is one, too, so that one
+command reads them all. Scripts change them on the server, in one step for all events of a request.
+Keys expire by themselves, counted from the last event that was recorded.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from anomaly_vae.features.store.records import (
 
 PREFIX = b"anomaly-vae:windows:"
 """Prefix of every key."""
-VERSION = b"1"
+VERSION = b"2"
 """Version of the layout of the keys."""
 PERIOD = 30 * 86_400_000_000
 """Length of the periods in which entities are counted, in microseconds."""
@@ -43,8 +44,9 @@ local function take_number() return tonumber(take()) end
 local function time_at(events, start) return (struct.unpack('<i8', events, start)) end
 
 local now, horizon, most, period = take_number(), take_number(), take_number(), take_number()
-local newest = tonumber(redis.call('HGET', space, 'newest') or nil)
-local since = tonumber(redis.call('HGET', space, 'since') or nil)
+local state = redis.call('GET', space) or '- - {}'
+local newest, since, retention = state:match('^(%S+) (%S+) (.*)$')
+newest, since = tonumber(newest), tonumber(since)
 local dropped, outcomes = 0, {}
 
 local function place(key, packed, time)
@@ -76,6 +78,7 @@ while at < #ARGV do
         outcome = id ~= '' and redis.call('EXISTS', id) == 1 and 1 or 2
     elseif id ~= '' and not redis.call('SET', id, labelled, 'NX', 'PX', expires) then
         outcome = 1
+        redis.call('PEXPIRE', id, expires)
     else
         newest = math.max(newest or -math.huge, math.min(time, now))
         since = math.min(since or time, time)
@@ -86,14 +89,13 @@ while at < #ARGV do
         if outcome == 0 then
             place(key, packed, time)
             trim(key, #packed, newest - age)
-            redis.call('PEXPIRE', key, math.floor(age / 1000))
             redis.call('PFADD', counter, key)
         end
+        if outcome < 2 then redis.call('PEXPIRE', key, math.floor(age / 1000)) end
     end
 end
 if newest then
-    local times = {string.format('%.0f', newest), string.format('%.0f', since)}
-    redis.call('HSET', space, 'newest', times[1], 'since', times[2])
+    redis.call('SET', space, string.format('%.0f %.0f %s', newest, since, retention))
 end
 redis.call('PEXPIRE', counter, period)
 return {outcomes, dropped}
@@ -166,7 +168,8 @@ class RedisBackend:
             return [key.removeprefix(prefix).decode() for key in keys]
 
     def _check_meta(self, check: str) -> None:
-        self._check(b"version", VERSION, "by another version of anomaly-vae; load it anew")
+        anew = "delete its keys anomaly-vae:windows:*, and load it anew"
+        self._check(b"version", VERSION, f"by another version of anomaly-vae; {anew}")
         salt = "with another ANOMALY_VAE_WINDOWS_SALT; restore it"
         self._check(b"salt", check.encode(), salt)
 
@@ -179,12 +182,9 @@ class RedisBackend:
         key = _space_key(space)
 
         def change(pipe: Pipeline) -> SpaceState:
-            state = merged(_state(pipe.hmget(key, *SpaceState._fields)), retention)
-            fields: dict[Any, Any] = {
-                name: value for name, value in state._asdict().items() if value is not None
-            }
+            state = merged(_state(pipe.get(key)), retention, expires_by_age=True)
             pipe.multi()
-            pipe.hset(key, mapping=fields)
+            pipe.set(key, _state_text(state))
             return state
 
         transaction: Any = self._client.transaction  # its types do not know of the value
@@ -193,20 +193,13 @@ class RedisBackend:
 
     def read(self, space: str, keys: Sequence[bytes], ids: Sequence[int]) -> Snapshot:
         """Return what the store knows of these entities and ids."""
+        names = _space_key(space), *map(_entity_key, keys), *map(_id_key, ids)
         with self._using():
-            pipe = self._client.pipeline(transaction=False)
-            pipe.hmget(_space_key(space), *SpaceState._fields)
-            if keys:
-                pipe.mget([_entity_key(key) for key in keys])
-            if ids:
-                pipe.mget([_id_key(one) for one in ids])
-            state, *found = pipe.execute()
-        events = found.pop(0) if keys else []
-        known = found.pop(0) if ids else []
+            found: list[Any] = self._client.mget(names)
+        events = {key: packed for key, packed in zip(keys, found[1:], strict=False) if packed}
+        known = zip(ids, found[1 + len(keys) :], strict=True)
         return Snapshot(
-            {key: packed for key, packed in zip(keys, events, strict=False) if packed},
-            frozenset(one for one, value in zip(ids, known, strict=False) if value is not None),
-            _state(state),
+            events, frozenset(one for one, value in known if value is not None), _state(found[0])
         )
 
     def record(self, space: str, events: Sequence[StoredEvent], limits: Limits) -> Recorded:
@@ -258,8 +251,18 @@ def _arguments(event: StoredEvent) -> Iterator[Any]:
 
 
 def _state(found: Any) -> SpaceState:
-    newest, since = (None if time is None else int(time) for time in found[:2])
-    return SpaceState(newest, since, (found[2] or b"{}").decode())
+    """Return a state from its text: two times, or "-", and the retention."""
+    newest, since, retention = (found or b"- - {}").decode().split(" ", 2)
+    return SpaceState(_time(newest), _time(since), retention)
+
+
+def _time(text: str) -> int | None:
+    return None if text == "-" else int(text)
+
+
+def _state_text(state: SpaceState) -> str:
+    times = ("-" if time is None else str(time) for time in state[:2])
+    return " ".join((*times, state.retention))
 
 
 def _space_key(space: str) -> bytes:

@@ -383,7 +383,7 @@ def score_with(
 
 def contents(store: StoreOptions) -> list[tuple[Any, ...]]:
     with closing(sqlite3.connect(store.url.removeprefix("sqlite:///"))) as db:
-        return db.execute("SELECT key, expires, events FROM entities").fetchall()
+        return db.execute("SELECT id, width, events FROM entities").fetchall()
 
 
 def test_a_store_gives_the_past_as_history_does(bundle: Bundle, tmp_path: Path) -> None:

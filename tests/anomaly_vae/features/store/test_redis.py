@@ -46,6 +46,20 @@ def test_every_key_of_an_event_expires(tmp_path):
         store.backend.close()
 
 
+def test_a_repeated_event_renews_its_keys(tmp_path):
+    """So that history can be loaded again for a model with longer windows."""
+    with redis_server(tmp_path) as url, redis.Redis.from_url(url) as client:
+        store = open_store(StoreOptions(url), INPUTS)
+        event = replace(stream(1, seed=1)[0], keys=CARD)
+        store.add([event])
+        keys = client.keys("*:[ei]:*")
+        for key in keys:
+            client.pexpire(key, 60_000)
+        assert store.load([event]).outcomes == ["duplicate"]
+        assert all(client.pttl(key) > DAY // 1000 for key in keys)
+        store.backend.close()
+
+
 def test_a_server_that_is_gone_is_reported_without_its_password_and_may_return(tmp_path):
     port, events = free_port(), [replace(event, keys=CARD) for event in stream(2, seed=1)]
     with redis_server(tmp_path, port) as url:

@@ -228,7 +228,7 @@ def test_models_with_other_windows_share_the_events_of_the_same_columns(make):
     replay.score([replace(events[0], id="new", time=START + 3 * DAY)])
 
 
-def test_a_longer_window_lacks_the_history_that_was_dropped(make):
+def test_a_longer_window_lacks_the_history_that_was_dropped(make, url):
     hourly = {"card": EntityWindows(over=("1h",), count=True)}
     inputs = replace(INPUTS, definition=WindowDefinition(hourly), horizon=HOUR)
     store = make(inputs)
@@ -243,7 +243,8 @@ def test_a_longer_window_lacks_the_history_that_was_dropped(make):
     daily = {"card": EntityWindows(over=("1d",), count=True)}
     longer = make(replace(inputs, definition=WindowDefinition(daily)))
     assert longer.lacks_history(longer.features(newest), newest)
-    assert longer.state().since == store.state().newest - 2 * HOUR
+    kept = 0 if url.startswith("redis") else 2 * HOUR  # keys of Redis expire by the former age
+    assert longer.state().since == store.state().newest - kept
 
 
 @pytest.mark.parametrize("way", ["score", "add", "load"])
