@@ -19,7 +19,7 @@ from anomaly_vae.training.fit import Fitted, Prepared, fit_bundle, prepare
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.images.dataset import ImageDataset, load_images
 from pipelines.datasets.loading import load_dataset
-from tests.support.graphs import SharedGraphs
+from tests.support.graphs import SharedGraphs, with_operators_kept
 from tests.support.paths import shared_folder
 from tests.support.scans import N_ANOMALIES, N_SCANS, SIZE, scans, write_scans
 
@@ -31,6 +31,7 @@ def shared_graphs(tmp_path_factory: pytest.TempPathFactory) -> None:
     Torch logs each step of it at level debug, which pytest would keep.
     """
     logging.getLogger("torch.__trace").disabled = True
+    onnx_traced._trace = with_operators_kept(onnx_traced._trace)
     onnx_traced._graphs = SharedGraphs(shared_folder(tmp_path_factory) / "graphs")
 
 
