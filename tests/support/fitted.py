@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from anomaly_vae.config import Config, ImageConfig, validate_config
 from anomaly_vae.data.splitting import CALIBRATION, TRAIN, VALIDATION
 from anomaly_vae.export import onnx_traced
 from anomaly_vae.monitoring.exchangeability import fit_reference
+from anomaly_vae.scoring import scorer
 from anomaly_vae.simulation.transactions import simulate_transactions
 from anomaly_vae.training.fit import Fitted, Prepared, fit_bundle, prepare
 from pipelines.datasets.dataset import Dataset
@@ -33,6 +35,12 @@ def shared_graphs(tmp_path_factory: pytest.TempPathFactory) -> None:
     logging.getLogger("torch.__trace").disabled = True
     onnx_traced._trace = with_operators_kept(onnx_traced._trace)
     onnx_traced._graphs = SharedGraphs(shared_folder(tmp_path_factory) / "graphs")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_sessions() -> None:
+    """Open one session for all scorers with the same graph and weights, which take long to open."""
+    scorer.open_session = lru_cache(maxsize=64)(scorer.open_session)
 
 
 @pytest.fixture(scope="session")
