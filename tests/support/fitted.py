@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -41,6 +43,14 @@ def shared_graphs(tmp_path_factory: pytest.TempPathFactory) -> None:
 def shared_sessions() -> None:
     """Open one session for all scorers with the same graph and weights, which take long to open."""
     scorer.open_session = lru_cache(maxsize=64)(scorer.open_session)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_disks() -> Iterator[None]:
+    """Write results without waiting for the disk: processes are killed, but the machine is not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(scope="session")
