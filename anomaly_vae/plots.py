@@ -275,15 +275,15 @@ def _columns(encoding: TabularEncoding, explained: ScoreParts, titles: Sequence[
     numeric = min(encoding.layout.n_numeric + encoding.layout.n_binary, MAX_COLUMNS)
     names = [plain(name) for column in encoding.columns for name in _labels(column)][:numeric]
     figure = Figure((9.0, 1.2 + 1.5 * count), layout="constrained")
+    place = np.arange(numeric)
     for row, axes in enumerate(figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]):
-        place = np.arange(numeric)
         observed, expected = explained.observed[row, :numeric], explained.expected[row, :numeric]
         axes.vlines(place, observed, expected, color=GREY, linewidth=1)
         axes.plot(place, observed, "o", color=ORANGE, markersize=4, label="observed")
         axes.plot(place, expected, "_", color=BLUE, markersize=9, mew=2, label="expected")
         axes.set_title(plain(titles[row]), fontsize=9, loc="left")
         axes.set_ylabel("standardised", fontsize=8)
-        axes.set_xticks(place, names, rotation=60, ha="right", fontsize=7)
+    figure.axes[-1].set_xticks(place, names, rotation=60, ha="right", fontsize=7)
     figure.axes[0].legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
     return figure
 

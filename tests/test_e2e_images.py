@@ -31,7 +31,7 @@ __all__ = ["migrated"]
 
 ROWS = 200
 SMALL = (
-    "data.size=32", "training.epochs=2", "model.network=convolutional", "model.width=4",
+    "data.size=24", "training.epochs=2", "model.network=convolutional", "model.width=4",
     "model.hidden_dim=16", "model.latent_dim=4", "model.localization_head=false", "score=neg_elbo",
     "calibration.alpha=0.1",
 )  # fmt: skip

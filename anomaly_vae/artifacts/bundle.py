@@ -259,14 +259,23 @@ class Bundle:
             **({"unusual": unusual.summary()} if unusual else {}),
             **({"image_groups": grouped} if grouped else {}),
         }
-        return replace(
-            self,
+        return self.with_notes(
             manifest=manifest,
             calibration=calibration,
             cycle=reference.cycle,
             unusual_file=save_tensors(unusual.tensors()) if unusual else None,
             image_groups=image_groups,
         )
+
+    def with_notes(self, **changes: Any) -> Bundle:
+        """Return the same model with other fields, except the graph, the weights and the counts.
+
+        If a session is open it stays, since opening one takes longer than scoring a few rows.
+        """
+        changed = replace(self, **changes)
+        if "scorer" in vars(self):
+            vars(changed)["scorer"] = self.scorer
+        return changed
 
     def save(self, path: str | Path) -> Path:
         """Write the bundle folder atomically: completely or not at all."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -300,7 +300,13 @@ def flag_rate_quantiles(
         total: number of normal rows.
         levels: probabilities of the quantiles.
     """
-    return np.asarray(betabinom(total, ranks, n + 1 - ranks).ppf(levels) / total)
+    return np.array(_flag_quantiles(total, ranks, n + 1 - ranks, tuple(levels))) / total
+
+
+@lru_cache(maxsize=1024)
+def _flag_quantiles(total: int, a: float, b: float, levels: tuple[float, ...]) -> tuple[float, ...]:
+    """Return quantiles of the beta-binomial distribution, which take long to find."""
+    return tuple(betabinom(total, a, b).ppf(levels))
 
 
 def time_slices(

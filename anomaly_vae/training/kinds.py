@@ -300,7 +300,8 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
         found = {"localization": tested.to_json()} if tested else {}
         if config.model.backbone != "none":
             found["backbone"] = origin(config.model.backbone)
-        return replace(bundle, manifest={**manifest, "heat_scale": scale.to_json(), **found}), error
+        noted = {**manifest, "heat_scale": scale.to_json(), **found}
+        return bundle.with_notes(manifest=noted), error
 
 
 KINDS: dict[str, Kind[Any, Any, Any]] = {"tabular": Tables(), "image": Images()}

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from anomaly_vae.config import Config
+from anomaly_vae.evaluation import bootstrap
 from anomaly_vae.lifecycle.registry import Registry
 from pipelines import cli
 from pipelines.datasets.dataset import Dataset
@@ -35,6 +36,7 @@ def world(
     folder = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(bootstrap, "DRAWS", bootstrap.MIN_DRAWS)  # as in the tests
         use_registry(migrated, folder, patch)
         trained = train(flow, dataset)
         calibrated = calibrate(flow, trained.model_uri, dataset)
@@ -57,6 +59,12 @@ def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     Those of `world`, which is made before, are drawn.
     """
     monkeypatch.setattr(Figure, "draw", lambda self, renderer: None)
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute intervals from fewer draws, which take a good part of an evaluation."""
+    monkeypatch.setattr(bootstrap, "DRAWS", bootstrap.MIN_DRAWS)
 
 
 @pytest.fixture

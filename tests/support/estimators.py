@@ -10,14 +10,27 @@ from anomaly_vae.config.base import Section
 from anomaly_vae.config.loading import fields
 from anomaly_vae.estimators.arguments import value_at
 from anomaly_vae.estimators.base import VAEDetector
+from anomaly_vae.estimators.image import ImageVAEDetector
 from anomaly_vae.estimators.tabular import TabularVAEDetector
 
 TINY: dict[str, Any] = {"epochs": 2, "latent_dim": 2, "hidden_dim": 8, "depth": 1, "draws": 1}
+TINY_IMAGES: dict[str, Any] = {
+    "network": "convolutional", "size": 16, "width": 4, "hidden_dim": 8, "latent_dim": 2,
+    "epochs": 2, "alpha": 0.1,
+}  # fmt: skip
 
 
 def tiny(**arguments: Any) -> TabularVAEDetector:
     """Return an estimator with a tiny network and alpha 0.2."""
     return TabularVAEDetector(**{**TINY, "alpha": 0.2, **arguments})
+
+
+def tiny_images(**arguments: Any) -> ImageVAEDetector:
+    """Return an estimator of images with a tiny network and alpha 0.1.
+
+    Tests that change neither the network nor the size share its graph, which takes seconds.
+    """
+    return ImageVAEDetector(**{**TINY_IMAGES, **arguments})
 
 
 def check_every_key_is_an_argument(

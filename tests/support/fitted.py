@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,12 +17,13 @@ from anomaly_vae.config import Config, ImageConfig, validate_config
 from anomaly_vae.data.splitting import CALIBRATION, TRAIN, VALIDATION
 from anomaly_vae.export import onnx_traced
 from anomaly_vae.monitoring.exchangeability import fit_reference
+from anomaly_vae.scoring import scorer
 from anomaly_vae.simulation.transactions import simulate_transactions
 from anomaly_vae.training.fit import Fitted, Prepared, fit_bundle, prepare
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.images.dataset import ImageDataset, load_images
 from pipelines.datasets.loading import load_dataset
-from tests.support.graphs import SharedGraphs
+from tests.support.graphs import SharedGraphs, with_operators_kept
 from tests.support.paths import shared_folder
 from tests.support.scans import N_ANOMALIES, N_SCANS, SIZE, scans, write_scans
 
@@ -31,7 +35,22 @@ def shared_graphs(tmp_path_factory: pytest.TempPathFactory) -> None:
     Torch logs each step of it at level debug, which pytest would keep.
     """
     logging.getLogger("torch.__trace").disabled = True
+    onnx_traced._trace = with_operators_kept(onnx_traced._trace)
     onnx_traced._graphs = SharedGraphs(shared_folder(tmp_path_factory) / "graphs")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_sessions() -> None:
+    """Open one session for all scorers with the same graph and weights, which take long to open."""
+    scorer.open_session = lru_cache(maxsize=64)(scorer.open_session)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_disks() -> Iterator[None]:
+    """Write results without waiting for the disk: processes are killed, but the machine is not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+import onnx
+
+from anomaly_vae.export.image_scores import ImageScore
+from anomaly_vae.export.patch_scores import PatchScore
+
 Key = tuple[str, ...]
+Trace = Callable[[ImageScore | PatchScore], onnx.ModelProto]
 
 
 class SharedGraphs(dict[Key, bytes]):
@@ -34,3 +42,24 @@ class SharedGraphs(dict[Key, bytes]):
         unfinished = self.folder / uuid.uuid4().hex
         unfinished.write_bytes(graph)
         unfinished.rename(self._file(key))
+
+
+def with_operators_kept(trace: Trace) -> Trace:
+    """Return a function that traces and has torch list the operators of ONNX only the first time.
+
+    Torch lists all of them for each graph, which takes half a second.
+    """
+
+    def trace_graph(score: ImageScore | PatchScore) -> onnx.ModelProto:
+        _keep_operators()
+        return trace(score)
+
+    return trace_graph
+
+
+@cache
+def _keep_operators() -> None:
+    """Keep the list, which graphs only read; its modules are loaded where something is traced."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign,assignment]

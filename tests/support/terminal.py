@@ -9,7 +9,8 @@ import re
 import struct
 import subprocess
 import termios
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 
 COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 """Codes that a terminal does not show."""
@@ -26,6 +27,22 @@ def run_on_terminal(
         command, stdin=theirs, stdout=theirs, stderr=theirs, env={**plain, "TERM": "xterm"}, cwd=cwd
     )
     os.close(theirs)
+    text = _read_to_end(ours)
+    return child.wait(), text
+
+
+@contextmanager
+def terminal_for_stderr() -> Iterator[list[str]]:
+    """Make stderr a terminal, which holds 4,096 bytes; the list has the text at the end."""
+    ours, theirs = pty.openpty()
+    written: list[str] = []
+    with open(theirs, "w") as terminal, redirect_stderr(terminal):  # noqa: PTH123  # a descriptor
+        yield written
+    written.append(_read_to_end(ours))
+
+
+def _read_to_end(ours: int) -> str:
+    """Return what was written to a terminal, without colours, and close it."""
     written = b""
     try:
         while part := os.read(ours, 65536):
@@ -34,4 +51,4 @@ def run_on_terminal(
         pass  # Linux says so once the last writer is gone
     finally:
         os.close(ours)
-    return child.wait(), COLOURS.sub("", written.decode()).replace("\r\n", "\n")
+    return COLOURS.sub("", written.decode()).replace("\r\n", "\n")

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from anomaly_vae import ImageVAEDetector, TabularVAEDetector
+from anomaly_vae import TabularVAEDetector
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.scoring.detector import Explanation
-from tests.support.estimators import tiny
+from tests.support.estimators import tiny, tiny_images
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +84,7 @@ def test_explanations_are_drawn(fitted: TabularVAEDetector, rows: pd.DataFrame) 
 
 def test_images_are_drawn_with_their_maps() -> None:
     images: NDArray[np.float64] = np.random.default_rng(0).uniform(size=(40, 16, 16))
-    detector = ImageVAEDetector(
-        network="dense", size=16, hidden_dim=8, latent_dim=2, epochs=1, alpha=0.2
-    ).fit(images)
+    detector = tiny_images(epochs=1, alpha=0.2).fit(images)
     axes = detector.plot_explanation(images[:2])
     assert len(axes.figure.axes) == 6
     assert detector.plot_scores(images).figure is not None

@@ -32,13 +32,14 @@ from anomaly_vae.images.pixels import MAX_PIXEL
 from pipelines.datasets.images.dataset import ImageDataset
 from tests.support import excused
 from tests.support.estimators import (
+    TINY_IMAGES,
     check_defaults_are_those_of_files,
     check_every_key_is_an_argument,
 )
+from tests.support.estimators import tiny_images as tiny
 from tests.support.scans import blobs, coloured, patched
 
-N, SIZE = 60, 16
-TINY: dict[str, Any] = {"size": SIZE, "width": 4, "hidden_dim": 8, "latent_dim": 2, "epochs": 2}
+N, SIZE = 60, TINY_IMAGES["size"]
 
 NO_ARGUMENT = excused.NO_ARGUMENT | {
     "data.path": "the images are X",
@@ -49,10 +50,6 @@ NO_ARGUMENT = excused.NO_ARGUMENT | {
     "calibration.density_ratio": "see calibration.group_by",
     "training.precision": "one of GPUs, where the command line fits",
 }
-
-
-def tiny(**arguments: Any) -> ImageVAEDetector:
-    return ImageVAEDetector(**{**TINY, "network": "convolutional", "alpha": 0.1, **arguments})
 
 
 @pytest.fixture(scope="module", name="X")
@@ -408,7 +405,7 @@ def test_a_map_of_source_pixels_lies_on_its_image(fitted: ImageVAEDetector, X: n
 
 
 def test_what_cropping_hides_has_no_value_in_a_map(X: np.ndarray) -> None:
-    cropping = tiny(fit_mode="crop", network="dense", epochs=1).fit(X)
+    cropping = tiny(fit_mode="crop", epochs=1).fit(X)
     (heat,) = cropping.heatmap([X[0].repeat(2, 1)], source_pixels=True)
     assert np.isnan(heat[:, :8]).all()
     assert np.isnan(heat[:, 24:]).all()
@@ -435,26 +432,24 @@ def test_reconstruct_returns_what_the_model_expects(
 def test_a_grey_model_of_images_in_colour_says_so(X: np.ndarray) -> None:
     said = "60 of 60 images are in colour, but the model sees grey; set data.channels: 3"
     with pytest.warns(UserWarning, match=said):
-        detector = tiny(epochs=1, network="dense").fit(coloured(X))
+        detector = tiny(epochs=1).fit(coloured(X))
     assert [note for note in detector.notes_ if note.startswith(said)]
 
 
 def test_a_fit_notes_integers_without_a_range_and_volumes(X: np.ndarray) -> None:
     volumes = X.reshape(4, 15, SIZE, SIZE).astype(np.int16) - 100
-    detector = tiny(epochs=1, network="dense").fit(volumes)
+    detector = tiny(epochs=1).fit(volumes)
     stretched, slices = detector.notes_
     assert "integers of type int16 state no range" in stretched
     assert "call calibrate(X) with slices of other ones" in slices
     assert detector.predict(volumes).shape == (60,)
-    windowed = tiny(epochs=1, network="dense", intensity_window=(28, 256)).fit(
-        list(X.astype(np.int16) - 100)
-    )
+    windowed = tiny(epochs=1, intensity_window=(28, 256)).fit(list(X.astype(np.int16) - 100))
     assert windowed.notes_ == ()
 
 
 def test_a_window_has_a_name(X: np.ndarray, tmp_path: Path) -> None:
     """Hounsfield units are read by it, and the name is the argument that comes back."""
-    detector = tiny(epochs=1, network="dense", intensity_window="lung").fit(X)
+    detector = tiny(epochs=1, intensity_window="lung").fit(X)
     again = ImageVAEDetector.load(detector.save(tmp_path / "bundle"))
     assert again.intensity_window == "lung"
     hounsfield = X.astype(np.int16) * 4 - 1100
@@ -508,7 +503,7 @@ def test_save_and_load_keep_scores_decisions_and_arguments(
     loaded = ImageVAEDetector.load(fitted.save(tmp_path / "bundle"))
     assert loaded.bundle_.digest == fitted.bundle_.digest == load_bundle(tmp_path / "bundle").digest
     assert (loaded.offset_, loaded.n_iter_) == (fitted.offset_, 2)
-    set_by_hand = {**TINY, "network": "convolutional", "alpha": 0.1, "random_state": 0}
+    set_by_hand = {**TINY_IMAGES, "random_state": 0}
     assert {name: loaded.get_params()[name] for name in set_by_hand} == set_by_hand
     np.testing.assert_array_equal(loaded.p_values(X), fitted.p_values(X))
     np.testing.assert_array_equal(loaded.sample(2), fitted.sample(2))
@@ -559,7 +554,7 @@ def test_a_bundle_of_another_kind_is_refused(fitted: ImageVAEDetector, tmp_path:
 
 def test_an_estimator_fits_and_records_images_that_are_not_square(tmp_path: Path) -> None:
     wide = np.random.default_rng(0).random((40, 16, 32))
-    kept = ImageVAEDetector(network="dense", size=16, hidden_dim=8, epochs=1, alpha=0.2).fit(wide)
+    kept = tiny(epochs=1, alpha=0.2).fit(wide)
     again = ImageVAEDetector.load(kept.save(tmp_path / "bundle"))
     changed = wide.copy()
     changed[:, :, :6] = 1 - changed[:, :, :6]  # outside of the central square

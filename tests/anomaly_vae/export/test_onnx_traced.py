@@ -140,9 +140,7 @@ class Traced:
 @pytest.fixture(scope="module")
 def traced(image_fitted: Fitted) -> Traced:
     """The model of `SMALLEST`, traced after another one in this process."""
-    layout = ImageLayout(1, 16)
-    model = build(ImageModelConfig(network="dense", latent_dim=2, hidden_dim=4), layout)
-    score = ImageScore(model, layout, ImageScoreConfig(draws=2)).train()
+    score = small_score(hidden_dim=4)[0].train()
     before = {name: value.clone() for name, value in score.state_dict().items()}
     return Traced(score, before, trace_graph(score, save_tensors(image_tensors(score))))
 
@@ -158,15 +156,16 @@ def shared(score: ImageScore, config: ImageModelConfig) -> bytes:
 
 
 def test_fits_of_one_configuration_share_the_graph_that_each_would_trace(
-    monkeypatch: pytest.MonkeyPatch,
+    traced: Traced, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """`traced` is of the same configuration, but has other weights."""
     monkeypatch.setattr(onnx_traced, "_graphs", {})
-    first, other = small_score(0, hidden_dim=4), small_score(1, hidden_dim=4)
+    first, other = small_score(1, hidden_dim=4), small_score(2, hidden_dim=4)
     graph = shared(*first)
     with monkeypatch.context() as patch:
         patch.setattr(onnx_traced, "_trace", None)
         assert shared(*other) == graph
-    assert trace_graph(other[0], save_tensors(image_tensors(other[0]))) == graph
+    assert traced.graph == graph
 
 
 def test_other_configurations_have_graphs_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

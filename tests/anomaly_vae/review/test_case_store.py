@@ -1,7 +1,6 @@
 """Which cases a store keeps and lists, what snoozes do, and how p-values are counted."""
 
 import datetime as dt
-import multiprocessing
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -20,6 +19,7 @@ from anomaly_vae.review import (
     Snooze,
 )
 from tests.support.label_stores import FIRST_VERSION
+from tests.support.processes import FORKED
 
 DAY = 86_400
 NOON = 1_700_000_000 // DAY * DAY + DAY / 2
@@ -247,9 +247,8 @@ def add_many(address, ready):
 
 
 def test_processes_that_write_at_once_store_each_case_once(store_address):
-    context = multiprocessing.get_context("spawn")
-    ready = context.Barrier(2)
-    workers = [context.Process(target=add_many, args=(store_address, ready)) for _ in range(2)]
+    ready = FORKED.Barrier(2)
+    workers = [FORKED.Process(target=add_many, args=(store_address, ready)) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -1,6 +1,5 @@
 """Which labels a store keeps, and which of them count; on SQLite and PostgreSQL."""
 
-import multiprocessing
 import os
 import threading
 
@@ -8,6 +7,7 @@ import pytest
 
 from anomaly_vae.errors import StoreError
 from anomaly_vae.review import CurrentLabel, Label, LabelStore
+from tests.support.processes import FORKED
 
 
 def label(row, verdict, who="alice", at=None, note="", model="fraud"):
@@ -142,12 +142,9 @@ def add_many(address, who, ready):
 
 
 def test_processes_that_start_at_once_migrate_once_and_lose_nothing(store_address):
-    context = multiprocessing.get_context("spawn")
-    ready = context.Barrier(2)
+    ready = FORKED.Barrier(2)
     names = [f"reviewer {number}" for number in range(2)]
-    workers = [
-        context.Process(target=add_many, args=(store_address, name, ready)) for name in names
-    ]
+    workers = [FORKED.Process(target=add_many, args=(store_address, name, ready)) for name in names]
     for worker in workers:
         worker.start()
     for worker in workers:

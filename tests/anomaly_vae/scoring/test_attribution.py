@@ -18,8 +18,8 @@ from pipelines.datasets.dataset import Dataset
 
 @pytest.fixture(scope="module")
 def scorer(config: Config, prepared: Prepared, dataset: Dataset) -> Scorer:
-    """A detector fitted for the default number of epochs."""
-    longer = config.model_copy(update={"training": TrainingConfig()})
+    """A detector fitted for several times as many epochs as that of other tests."""
+    longer = config.model_copy(update={"training": TrainingConfig(epochs=20)})
     return fit_bundle(longer, prepared, dataset.summary()).bundle.scorer
 
 

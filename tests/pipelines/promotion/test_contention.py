@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,8 +14,8 @@ from anomaly_vae.lifecycle.champion_history import ChampionHistory, history
 from anomaly_vae.lifecycle.registry import POLICY_TAG, TEST_DIGEST_TAG, TEST_TAG, Registry
 from pipelines.promotion.promote import promote, rollback
 from tests.support.flows import World
+from tests.support.forks import Forks
 from tests.support.mlflow_registry import mlflow_server
-from tests.support.paths import ROOT
 from tests.support.postgres import postgres
 from tests.support.registries import DATABASE, use_registry
 
@@ -73,14 +70,6 @@ while won < 5:
 """
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a process ended."""
-
-    code: int
-    err: str
-
-
 @contextmanager
 def sqlite(folder: Path) -> Iterator[str]:
     yield f"sqlite:///{folder / DATABASE}"
@@ -110,7 +99,6 @@ def stocked(
     folder = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("PYTHONPATH", str(ROOT))
         use_registry(migrated, folder, patch)
         with PLACES[request.param](folder) as uri:
             patch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -143,14 +131,10 @@ def before(stocked: Registry) -> int:
     return len(moves(stocked))
 
 
-def start(code: str, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-
-
-def end(process: subprocess.Popen[str]) -> Ended:
-    _, err = process.communicate(timeout=300)
-    return Ended(process.returncode, err)
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    with Forks.started(tmp_path_factory.mktemp("forks")) as forks:
+        yield forks
 
 
 def champion(registry: Registry) -> str | None:
@@ -164,9 +148,11 @@ def moves(registry: Registry) -> list[tuple[str | None, str]]:
     ]
 
 
-def test_two_promotions_at_once_cannot_both_win(stocked: Registry, before: int) -> None:
-    both = [start(TOGETHER, "promote", "fraud", "--version", version) for version in ("2", "3")]
-    ended = dict(zip(("2", "3"), map(end, both), strict=True))
+def test_two_promotions_at_once_cannot_both_win(
+    stocked: Registry, before: int, forks: Forks
+) -> None:
+    both = [(TOGETHER, "promote", "fraud", "--version", version) for version in ("2", "3")]
+    ended = dict(zip(("2", "3"), forks.run(*both), strict=True))
     assert sorted(one.code for one in ended.values()) == [0, 1], ended
     (winner,) = (version for version, one in ended.items() if one.code == 0)
     (loser,) = (version for version, one in ended.items() if one.code == 1)
@@ -179,9 +165,9 @@ def test_two_promotions_at_once_cannot_both_win(stocked: Registry, before: int) 
 
 
 def test_kill_9_leaves_the_old_champion_and_the_next_command_finishes(
-    stocked: Registry, before: int
+    stocked: Registry, before: int, forks: Forks
 ) -> None:
-    killed = end(start(KILLED, "promote", "fraud", "--version", "2"))
+    (killed,) = forks.run((KILLED, "promote", "fraud", "--version", "2"))
     assert killed.code == -signal.SIGKILL, killed
     assert champion(stocked) == "1"
     assert promote(stocked, "fraud", "2").promoted
@@ -191,10 +177,9 @@ def test_kill_9_leaves_the_old_champion_and_the_next_command_finishes(
 
 
 @pytest.mark.slow
-def test_a_crowd_leaves_one_line_of_champions(stocked: Registry, before: int) -> None:
+def test_a_crowd_leaves_one_line_of_champions(stocked: Registry, before: int, forks: Forks) -> None:
     """Each was promoted over the one before it, and the alias is where the history ends."""
-    crowd = [start(CROWD, str(number)) for number in range(2)]
-    ended = [end(one) for one in crowd]
+    ended = forks.run(*((CROWD, str(number)) for number in range(2)))
     assert [one.code for one in ended] == [0, 0], ended
     found = moves(stocked)[before:]
     assert len(found) == 2 * 5

@@ -74,6 +74,13 @@ def heard(connection, seconds=20):
     return b"".join(parts)
 
 
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory, folder):
+    """A service with the usual limits, for tests that leave it as it was."""
+    with running(tmp_path_factory.mktemp("usual"), [str(folder)]) as service:
+        yield service
+
+
 def test_more_than_there_are_places_for(tmp_path, folder, records):
     """Clients that send no body take ten times the allowed requests: further ones get a 429, health
     checks are answered throughout, and scoring works again once they are gone."""
@@ -153,35 +160,34 @@ def test_a_head_that_comes_byte_by_byte_is_cut_off(tmp_path, folder):
 
 
 @pytest.mark.parametrize("pieces", [1, 40])
-def test_a_head_that_is_too_large(tmp_path, folder, pieces):
+def test_a_head_that_is_too_large(usual, pieces):
     long = head(more="X-Long: " + "a" * 100_000 + "\r\n")
     many = head(more="".join(f"X-{n}: {n}\r\n" for n in range(20_000)))
-    with running(tmp_path, [str(folder)]) as service:
-        for content in (long, many):
-            with socket.create_connection(address(service), timeout=20) as connection:
-                size = -(-len(content) // pieces)
-                try:
-                    for start in range(0, len(content), size):
-                        connection.sendall(content[start : start + size])
-                        time.sleep(0.001)
-                except OSError:
-                    pass
-                said = heard(connection)
-            assert not said or said.startswith(b"HTTP/1.1 431 ")
-        assert metric(service, "rejected_requests_total", reason="head-too-large") == 2
-        assert request(service, "GET", "/health/live")[0] == 200
+    before = metric(usual, "rejected_requests_total", reason="head-too-large")
+    for content in (long, many):
+        with socket.create_connection(address(usual), timeout=20) as connection:
+            size = -(-len(content) // pieces)
+            try:
+                for start in range(0, len(content), size):
+                    connection.sendall(content[start : start + size])
+                    time.sleep(0.001)
+            except OSError:
+                pass
+            said = heard(connection)
+        assert not said or said.startswith(b"HTTP/1.1 431 ")
+    assert metric(usual, "rejected_requests_total", reason="head-too-large") == before + 2
+    assert request(usual, "GET", "/health/live")[0] == 200
 
 
 @pytest.mark.parametrize(
     "content", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"nonsense\r\n\r\n", b"\0" * 99]
 )
-def test_what_is_no_http_is_a_problem_too(tmp_path, folder, content):
-    with running(tmp_path, [str(folder)]) as service:
-        with socket.create_connection(address(service), timeout=20) as connection:
-            connection.sendall(content)
-            said = heard(connection)
-        assert said.startswith(b"HTTP/1.1 400 ")
-        assert b"urn:anomaly-vae:malformed" in said
+def test_what_is_no_http_is_a_problem_too(usual, content):
+    with socket.create_connection(address(usual), timeout=20) as connection:
+        connection.sendall(content)
+        said = heard(connection)
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert b"urn:anomaly-vae:malformed" in said
 
 
 def test_connections_are_so_many_at_the_most(tmp_path, folder):
@@ -209,28 +215,26 @@ def test_clients_that_go_away_leave_their_places(tmp_path, folder, records):
                 assert time.monotonic() < deadline
 
 
-def test_an_endless_trailer_takes_no_memory(tmp_path, folder):
+def test_an_endless_trailer_takes_no_memory(usual):
     """Trailer fields are discarded, however many arrive."""
     start = b"POST /score HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
-    with running(tmp_path, [str(folder)]) as service:
-        before = resident_mb(service)
-        with socket.create_connection(address(service), timeout=20) as connection:
-            connection.sendall(start)
-            try:
-                for _ in range(200):
-                    connection.sendall(b"X-More: " + b"a" * 1000 + b"\r\n" + b"X: y\r\n" * 10_000)
-            except OSError:
-                pass
-        assert resident_mb(service) < before + 50
-        assert request(service, "GET", "/health/live")[0] == 200
+    before = resident_mb(usual)
+    with socket.create_connection(address(usual), timeout=20) as connection:
+        connection.sendall(start)
+        try:
+            for _ in range(200):
+                connection.sendall(b"X-More: " + b"a" * 1000 + b"\r\n" + b"X: y\r\n" * 10_000)
+        except OSError:
+            pass
+    assert resident_mb(usual) < before + 50
+    assert request(usual, "GET", "/health/live")[0] == 200
 
 
-def test_every_answer_has_secure_headers(tmp_path, folder, records):
-    with running(tmp_path, [str(folder)]) as service:
-        answers = [
-            post(service, records[:1]), post(service, []), request(service, "GET", "/docs"),
-            request(service, "GET", "/nowhere"), request(service, "GET", "/metrics"),
-        ]  # fmt: skip
+def test_every_answer_has_secure_headers(usual, records):
+    answers = [
+        post(usual, records[:1]), post(usual, []), request(usual, "GET", "/docs"),
+        request(usual, "GET", "/nowhere"), request(usual, "GET", "/metrics"),
+    ]  # fmt: skip
     assert [status for status, _, _ in answers] == [200, 422, 200, 404, 200]
     for _, headers, _ in answers:
         assert headers["x-content-type-options"] == "nosniff"
