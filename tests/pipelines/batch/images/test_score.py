@@ -758,3 +758,38 @@ def test_maps_of_a_score_that_does_not_localise_come_with_a_warning(
     model = replace(every, bundle=replace(every.bundle, manifest=manifest))
     score_images(model, [str(scans)], out, heatmaps=HeatmapOptions(maps=MapFormat.NPY))
     assert "this score does not localise" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("dicom", ".dcm"), ("dicom-seg", ".seg.dcm")])
+def test_maps_of_dicom_images_refer_to_them_and_other_files_are_refused(
+    every: LoadedModel, tmp_path: Path, out: Path, kind: str, suffix: str
+) -> None:
+    folder = write(tmp_path / "in", blobs(2))
+    source = get_testdata_file("CT_small.dcm", download=False)
+    assert isinstance(source, str)
+    shutil.copy(source, folder / "ct.dcm")
+    summary = score_images(every, [str(folder)], out, heatmaps=HeatmapOptions(maps=MapFormat(kind)))
+    assert (summary["maps"], summary["maps_refused"]) == (1, 2)
+    (name,) = pictures(out, MAPS)
+    assert name.endswith(suffix)
+    read, image = dcmread(source), dcmread(out / MAPS / name)
+    assert image.pixel_array.shape == (read.Rows, read.Columns)
+    assert image.SourceImageSequence[0].ReferencedSOPInstanceUID == read.SOPInstanceUID
+    if kind == "dicom":
+        npy = score_images(
+            every, [str(folder)], tmp_path / "npy", heatmaps=HeatmapOptions(maps=MapFormat.NPY)
+        )
+        assert npy["maps_refused"] == 0
+        (of_ct,) = (one for one in pictures(tmp_path / "npy", MAPS) if one.startswith("ct-"))
+        assert np.array_equal(image.pixel_array, np.load(tmp_path / "npy" / MAPS / of_ct))
+
+
+def test_regions_of_a_score_that_does_not_localise_are_no_segments(
+    every: LoadedModel, scans: Path, out: Path
+) -> None:
+    figures = {"images": 20, "auroc": 0.5, "auroc_low": 0.4, "average_precision": 0.1}
+    manifest = {**every.bundle.manifest, "localization": figures | {"base_rate": 0.1}}
+    model = replace(every, bundle=replace(every.bundle, manifest=manifest))
+    with pytest.raises(ConfigError, match="--maps dicom-seg: this score does not localise"):
+        score_images(model, [str(scans)], out, heatmaps=HeatmapOptions(maps=MapFormat.DICOM_SEG))
+    assert not out.exists()
