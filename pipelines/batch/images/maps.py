@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae.errors import ConfigError, DataError
-from anomaly_vae.images.decoding import read_bytes
 from anomaly_vae.images.heatmaps import region_pixels
 from anomaly_vae.images.map_files import nifti_map, npy_map, tiff_map
 from anomaly_vae.images.pixels import DecodedImage
@@ -20,7 +19,7 @@ from anomaly_vae.scoring.modality import image_modality
 from pipelines import console
 from pipelines.batch import MapFormat
 from pipelines.batch.result.folder import MAPS, ResultFolder
-from pipelines.datasets.images.batches import content_of
+from pipelines.datasets.images.batches import content_of, decoded_images
 from pipelines.datasets.images.files import ImageFile, is_dicom
 from pipelines.datasets.reading.parts import first_line
 from pipelines.registry.model_uri import LoadedModel
@@ -113,10 +112,10 @@ class MapWriter:
         """Yield the first frame and the content of each file of maps."""
         content = content_of(file, self.schema)
         if self.format == MapFormat.NIFTI:
-            yield from self._volume(content)
+            yield from self._volume(file, content)
             return
         encode = self._encoder(file)
-        for image, heat in self._maps(content, flagged):
+        for image, heat in self._maps(file, content, flagged):
             yield image.frame, encode(image, heat)
 
     def _encoder(self, file: ImageFile) -> Callable[[DecodedImage, Heat], bytes]:
@@ -149,10 +148,10 @@ class MapWriter:
 
         return values if self.format == MapFormat.DICOM else segments
 
-    def _volume(self, content: bytes) -> Iterator[tuple[int, bytes]]:
+    def _volume(self, file: ImageFile, content: bytes) -> Iterator[tuple[int, bytes]]:
         """Yield the maps of all frames of a file as one volume."""
         maps, spacing = {}, None
-        for image, heat in self._maps(content, None):
+        for image, heat in self._maps(file, content, None):
             maps[image.frame] = self._to_source(image, heat)
             spacing = image.spacing if image.in_mm else None
         if len({heat.shape for heat in maps.values()}) > 1:
@@ -161,10 +160,10 @@ class MapWriter:
             yield min(maps), nifti_map(maps, content, self.schema.options, spacing)
 
     def _maps(
-        self, content: bytes, frames: Collection[int] | None
+        self, file: ImageFile, content: bytes, frames: Collection[int] | None
     ) -> Iterator[tuple[DecodedImage, Heat]]:
         """Yield the images of a file with their maps (S, S); of some frames, or of all (None)."""
-        for image in read_bytes(content, self.schema.options):
+        for image in decoded_images(file, self.schema, content):
             wanted = frames is None or image.frame in frames
             if not isinstance(image, DecodedImage) or not wanted:
                 continue

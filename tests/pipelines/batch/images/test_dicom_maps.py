@@ -238,7 +238,8 @@ def test_without_a_place_there_is_a_segmentation_but_no_map(
     values: dict[str, object], tmp_path: Path
 ) -> None:
     source = changed(tmp_path, **values)
-    with pytest.raises(DataError, match="states no place in the patient .* write --maps dicom-seg"):
+    needed = r"states no place in the patient .* write --maps dicom-seg"
+    with pytest.raises(DataError, match=needed):
         made("parametric-map", source)
     image = made("segmentation", source)
     assert image.coordinate_system is None
