@@ -814,7 +814,7 @@ class Corruption(StrEnum):
 InputPaths = Annotated[
     list[str] | None,
     typer.Option(
-        "--input", metavar="PATH", help="tables or images; default: samples from the prior"
+        "--input", metavar="PATH", help="tables or images; default: samples of the model"
     ),
 ]
 MorePaths = Annotated[

@@ -162,7 +162,7 @@ def traverse(
     Args:
         bundle: the model.
         out: the file to write.
-        paths: the input; empty for samples from the prior.
+        paths: the input; empty for samples of the model.
         dims: the latent dimensions; None for those that change pictures most, in this order.
         span: the distance to move in both directions.
         steps: the number of pictures per dimension.
@@ -266,7 +266,7 @@ def denoise(
     Args:
         bundle: the model.
         out: the file to write.
-        paths: the input; empty for samples from the prior.
+        paths: the input; empty for samples of the model.
         rows: the number of images; None for `SHOWN`.
         seed: random seed.
         corruption: the type of corruption; None for that of the training.
