@@ -25,6 +25,8 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "unusual": ("mri", "pneumoniamnist.npz", "tiles", "fraud"),
     "watch": ("fraud",),
     "sizes": (),
+    "image_sizes": (),
+    "pictures": ("mri", "pneumoniamnist.npz"),
     "fitting": ("adbench",),
     "handmade": (),
     "costs": (),

@@ -814,7 +814,7 @@ class Corruption(StrEnum):
 InputPaths = Annotated[
     list[str] | None,
     typer.Option(
-        "--input", metavar="PATH", help="tables or images; default: samples from the prior"
+        "--input", metavar="PATH", help="tables or images; default: samples of the model"
     ),
 ]
 MorePaths = Annotated[
@@ -879,7 +879,7 @@ def traverse(
         list[int] | None,
         typer.Option(
             min=0,
-            help="latent dimension; may be repeated; default: all, for images the most active",
+            help="latent dimension; may be repeated; default: all, of images the most visible 3",
         ),
     ] = None,
     span: Annotated[float, typer.Option(help="distance to move in both directions")] = 3.0,

@@ -55,6 +55,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 8.0
 """Upper bounds of the random pause after the first and after any attempt, in seconds.
 
 The random pause is added to ``Retry-After``."""
+SPLIT_GROUPS = "the images took several requests, so that groups are not decided; send fewer"
+"""Warning about images of groups that are in different requests."""
 PART_BYTES = 256
 """Upper bound of the bytes that a file adds to a form besides its content."""
 LABELS_HEAD, LABELS_TAIL = b'{"labels":[', b"]}"
@@ -200,9 +202,15 @@ class _BaseClient:
         return _with_faults(scores, faults) if faults else scores
 
     def _score_images(
-        self, files: Iterable[File], model: str | None, explain: Explain, heatmap: bool
+        self,
+        files: Iterable[File],
+        model: str | None,
+        explain: Explain,
+        heatmap: bool,
+        group: str | None,
     ) -> Plan[Scores]:
         query = {"explain": explain, **({"heatmap": "png"} if heatmap else {})}
+        query |= {"group": group} if group else {}
         contents = map(_read_file, files)
         max_bytes = self._max_body_bytes - PART_BYTES  # room for the end of the form
         bodies = (
@@ -342,9 +350,12 @@ def _append(whole: Scores | None, scores: Scores, offset: int) -> Scores:
         one if one.file is None else msgspec.structs.replace(one, file=one.file + offset)
         for one in scores.results
     )
-    warnings = (f"counted from {offset}: {warning}" for warning in scores.warnings)
+    warnings = [f"counted from {offset}: {warning}" for warning in scores.warnings]
+    if whole.groups or scores.groups:
+        warnings.append(SPLIT_GROUPS)
     return dataclasses.replace(
         scores,
+        groups=(),
         results=(*whole.results, *moved),
         ignored=tuple(sorted({*whole.ignored, *scores.ignored})),
         warnings=(*whole.warnings, *warnings),
@@ -431,6 +442,7 @@ class Client(_BaseClient):
         model: str | None = None,
         explain: Explain = 0,
         heatmap: bool = False,
+        group: str | None = None,
     ) -> Scores:
         """Score images, given as paths or as the content of files.
 
@@ -439,9 +451,12 @@ class Client(_BaseClient):
             model: name of the model; needed if the service has several.
             explain: number of regions to list for each image, or ``"all"``.
             heatmap: whether to return a heatmap (PNG) and the regions found in each image.
+            group: kind of group, such as ``"patient"``, that all these images are of, if the model
+                has a threshold for such groups.
 
         Returns:
-            One result for each frame, with the numbers of its ``file`` and ``frame``.
+            One result for each frame, with the numbers of its ``file`` and ``frame``, and the
+            ``groups`` that the model has thresholds for.
 
         Raises:
             DataError: a file cannot be read, or there are none.
@@ -452,7 +467,7 @@ class Client(_BaseClient):
         ...     (result,) = client.score_images(["scan.dcm"], heatmap=True)
         >>> Path("heatmap.png").write_bytes(result.heatmap)  # doctest: +SKIP
         """
-        return self._run(self._score_images(files, model, explain, heatmap))
+        return self._run(self._score_images(files, model, explain, heatmap, group))
 
     def record_events(
         self,
@@ -605,9 +620,10 @@ class AsyncClient(_BaseClient):
         model: str | None = None,
         explain: Explain = 0,
         heatmap: bool = False,
+        group: str | None = None,
     ) -> Scores:
         """Score images; see `Client.score_images`."""
-        return await self._run(self._score_images(files, model, explain, heatmap))
+        return await self._run(self._score_images(files, model, explain, heatmap, group))
 
     async def record_events(
         self,

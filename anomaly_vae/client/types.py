@@ -123,6 +123,29 @@ class Result(Struct, frozen=True, omit_defaults=True):
     windows: dict[str, float | None] | None = None
 
 
+class GroupResult(Struct, frozen=True):
+    """The decision on images that belong together: those of a series, of a file or of a patient.
+
+    ``group_by`` is the kind of the group: ``series``, ``volume`` or a column of the training data.
+    Its score is the highest of its ``images``, that of ``frame`` of upload ``file``; it is
+    anomalous where the score exceeds ``threshold``. ``files`` are the uploads with its images.
+
+    >>> group = GroupResult("series", (0, 1), 2, 96.2, 0.01, True, 80.0, file=1, frame=0)
+    >>> group.is_anomaly, group.files
+    (True, (0, 1))
+    """
+
+    group_by: str
+    files: tuple[int, ...]
+    images: int
+    score: float
+    p_value: float
+    is_anomaly: bool
+    threshold: float
+    file: int
+    frame: int
+
+
 TABLE_FIELDS = (
     "id", "file", "frame", "score", "p_value", "is_anomaly", "group", "threshold", "unusual_input"
 )  # fmt: skip
@@ -137,7 +160,7 @@ class Scores(Sequence[Result]):
     ``holding``, ``unknown`` (too few rows to tell), ``doubtful`` or ``broken``; None if the service
     is too old to report it.
     ``ignored`` names the keys that the model does not know, ``warnings`` says what else may be
-    unintended.
+    unintended. ``groups`` are the decisions on images that belong together.
 
     >>> results = Result(96.2, 0.00025, True), Result(3.1, 0.61, False)
     >>> scores = Scores(Model("fraud", None, None), alpha=0.01, threshold=40.0, results=results)
@@ -152,6 +175,7 @@ class Scores(Sequence[Result]):
     guarantee_status: str | None = None
     ignored: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    groups: tuple[GroupResult, ...] = ()
 
     def to_table(self) -> pa.Table:
         """Return a pyarrow table of N rows, which ``to_pandas`` turns into a data frame.

@@ -437,8 +437,8 @@ class ImageData(DataConfig):
     images to pixels of so many mm, with `fit: pad`."""
     mask: str | None = None
     """Pixels that count for the score and the map: `foreground`, all but the dark parts that reach
-    the border of an image; or an image file with a region in white, the same in all images; null:
-    all pixels."""
+    the border of an image; `own`, those of a mask that comes with each image; or an image file with
+    a region in white, the same in all images; null: all pixels."""
     channels: Literal[1, 3] = 1
     """Number of channels: 1 for grey, 3 for colour."""
     intensity: Literal["standardise", "unit"] = "standardise"
@@ -513,7 +513,8 @@ class ImageData(DataConfig):
     def unset(self) -> set[str]:
         """Keys that the manifest leaves out, because they have their defaults."""
         tiles = {"tiles", "tile_overlap"} if self.tiles is None else set()
-        return tiles if self.mask == "foreground" else {*tiles, "mask"}  # a file is in the schema
+        rule = self.mask in ("foreground", "own")  # a file is in the schema
+        return tiles if rule else {*tiles, "mask"}
 
     @model_validator(mode="after")
     def _check_no_time(self) -> ImageData:

@@ -89,8 +89,9 @@ class ImageModelConfig(Section):
     """Number of channels of the finest convolutions; each halving of the resolution doubles it."""
     hidden_dim: int = Field(256, ge=1, le=8192)
     """Number of units per dense layer."""
-    upsampling: Literal["shuffle", "transposed"] = "shuffle"
-    """Upsampling layer of decoders: pixel `shuffle` or `transposed` convolution."""
+    upsampling: Literal["resize", "shuffle", "transposed"] = "resize"
+    """Upsampling layer of decoders: `resize` enlarges linearly before a convolution, which leaves
+    neither grids nor frames in pictures; pixel `shuffle`, or a `transposed` convolution."""
     likelihood: Literal["gaussian", "laplace", "bernoulli", "structural", "contrast"] = "contrast"
     """Likelihood of pixels; `structural` is Gaussian on bands of local contrast, `contrast` counts
     the fraction of local variance left unexplained."""

@@ -156,7 +156,7 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
         draws: int | None = None,
         model: Literal["vae", "autoencoder"] | None = None,
         hidden_dim: int | None = None,
-        upsampling: Literal["shuffle", "transposed"] | None = None,
+        upsampling: Literal["resize", "shuffle", "transposed"] | None = None,
         localization_head: bool | None = None,
         backbone: Literal["none", "efficientnet_lite0"] | None = None,
         variance_floor: float | None = None,

@@ -71,7 +71,10 @@ def _encoding(bundle: Bundle) -> ImageEncoding:
 
 
 def sample(bundle: Bundle, n: int, seed: int = 0) -> Matrix:
-    """Draw ``n`` pictures from the model, z ~ p(z).
+    """Draw ``n`` pictures from the model.
+
+    Latents are drawn from a Gaussian that was fitted to those of the training images, see
+    `LatentGaussian`; from the prior p(z) in models without it, such as those of earlier versions.
 
     Raises:
         ConfigError: ``n`` is less than 1.
@@ -92,6 +95,8 @@ def sample_encoded(bundle: Bundle, n: int, seed: int = 0) -> Tensor:
         ConfigError: ``n`` is less than 1.
     """
     generator, model = sample_generator(n, seed), load_model(bundle)
+    if model.drawing is not None:
+        return decoded(bundle, model.drawing.sample(n, generator), expected)
     return decoded(bundle, model.prior.sample(n, model.latent_dim, generator), expected)
 
 

@@ -22,7 +22,7 @@ from anomaly_vae.images.encoding import ImageEncoding
 from anomaly_vae.models.autoencoder import Autoencoder
 from anomaly_vae.models.builder import tabular_parts
 from anomaly_vae.models.exemplars import Exemplars
-from anomaly_vae.models.priors import Mixture
+from anomaly_vae.models.priors import DRAWING, LatentGaussian, Mixture
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.training.kinds import KINDS
 from anomaly_vae.training.runtime import survive_fork
@@ -117,6 +117,8 @@ def _model(bundle: Bundle, tensors: dict[str, Tensor], **changes: Any) -> VAE:
     if f"{EXEMPLARS}center" in tensors:
         parts = {name: tensors[f"{EXEMPLARS}{name}"] for name in Exemplars.TENSORS}
         model.exemplars = Exemplars(tabular_parts(model).likelihood.layout, **parts)
+    if f"{DRAWING}mean" in tensors:
+        model.drawing = LatentGaussian(*(tensors[f"{DRAWING}{n}"] for n in LatentGaussian.TENSORS))
     for name, value in model.state_dict().items():
         value.copy_(tensors[name].view_as(value))
     return model.eval()

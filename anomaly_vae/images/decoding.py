@@ -117,7 +117,8 @@ def _decode(frames: Frames, number: int) -> DecodedImage:
         spacing = frames.spacing(number) if frames.spacing else None
         in_mm = frames.in_mm(number) if frames.in_mm else True
         position = frames.position(number) if frames.position else None
-        return DecodedImage(pixels, number, window, spacing, in_mm, frames.series, position)
+        mask = frames.mask(number) if frames.mask else None
+        return DecodedImage(pixels, number, window, spacing, in_mm, frames.series, position, mask)
 
 
 def _open(content: bytes, options: DecodeOptions) -> Frames:

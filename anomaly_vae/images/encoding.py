@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -16,8 +18,8 @@ from PIL.PngImagePlugin import PngInfo
 from anomaly_vae.data.converters import Levels
 from anomaly_vae.data.encoding import EncodedColumn, Matrix
 from anomaly_vae.data.schema import RawBatch
-from anomaly_vae.images.masking import ENCODED_OUTSIDE, LIMIT
-from anomaly_vae.images.pixels import MAX_PIXEL, SPACING_KEYWORD, DecodedImage
+from anomaly_vae.images.masking import ENCODED_OUTSIDE, LIMIT, OWN
+from anomaly_vae.images.pixels import MASK_KEYWORD, MAX_PIXEL, SPACING_KEYWORD, DecodedImage
 from anomaly_vae.images.tiling import Tiling
 
 IMAGE = "image"
@@ -51,7 +53,7 @@ class ImageLayout:
 
 
 def encode_png(image: DecodedImage) -> bytes:
-    """Return a PNG that `decoding.read_bytes` decodes to the same pixels and spacing.
+    """Return a PNG that `decoding.read_bytes` decodes to the same pixels, spacing and mask.
 
     It holds no other metadata. Colours must have 8 bits, since Pillow's PNGs have no more.
     """
@@ -61,6 +63,9 @@ def encode_png(image: DecodedImage) -> bytes:
     buffer, text = io.BytesIO(), PngInfo()
     if image.spacing:
         text.add_text(SPACING_KEYWORD, " ".join(map(repr, image.spacing)))
+    if image.mask is not None:
+        packed = zlib.compress(np.packbits(image.mask).tobytes())
+        text.add_text(MASK_KEYWORD, base64.b64encode(packed).decode())
     Image.fromarray(pixels).save(buffer, "PNG", pnginfo=text)
     return buffer.getvalue()
 
@@ -193,7 +198,8 @@ class ImageEncoding:
     def typical_record(self, schema: Any) -> dict[str, Any]:
         """Return a record with a synthetic image: a disc with a soft edge.
 
-        It states the spacing that the model needs, and has no uniform part where not all counts.
+        It states the spacing and the mask that the model needs, and has no uniform part where not
+        all counts.
         """
         grid = np.linspace(-1, 1, schema.size)
         radius = np.hypot(grid[:, None], grid)
@@ -201,7 +207,9 @@ class ImageEncoding:
         if schema.mask:
             disc = 0.5 * disc + 0.5 * MAX_PIXEL * np.linspace(0.2, 1, schema.size)
         spacing = (schema.spacing,) * 2 if isinstance(schema.spacing, float) else None
-        return {IMAGE: encode_png(DecodedImage(disc.astype(np.uint16), 0, spacing=spacing))}
+        mask = radius < 1 if schema.mask == OWN else None
+        image = DecodedImage(disc.astype(np.uint16), 0, spacing=spacing, mask=mask)
+        return {IMAGE: encode_png(image)}
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of the manifest."""

@@ -164,7 +164,7 @@ def regions(
         limit: Maximum number of regions; None: all of them.
         min_area: Minimum area of a region, in pixels; None: 4, or 1/2000 of a larger map.
     """
-    default_area = max(MIN_REGION_AREA, heat.size // MAP_PIXELS_PER_REGION_PIXEL)
+    default_area = _default_area(heat)
     smooth = smoothed(heat)
     ys, xs = np.nonzero(smooth > scale.region)
     found = _measure(heat[ys, xs], smooth[ys, xs], xs, ys)
@@ -172,6 +172,19 @@ def regions(
     large = [region for region in found if region.area >= min_area]
     floor = min(scale.region, 0.0)
     return tuple(sorted(large, key=lambda region: floor * region.area - region.total)[:limit])
+
+
+def region_pixels(heat: Floats, scale: Scale) -> NDArray[np.bool_]:
+    """Return which pixels (H, W) of a map are in any of its `regions`."""
+    inside = smoothed(heat) > scale.region
+    ys, xs = np.nonzero(inside)
+    _, of, area = np.unique(components(xs, ys), return_inverse=True, return_counts=True)
+    inside[ys, xs] = area[of] >= _default_area(heat)
+    return inside
+
+
+def _default_area(heat: Floats) -> int:
+    return max(MIN_REGION_AREA, heat.size // MAP_PIXELS_PER_REGION_PIXEL)
 
 
 def _measure(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,10 @@ Mask = NDArray[np.bool_]
 
 FOREGROUND = "foreground"
 """Value of `data.mask` for the part of an image that is not its dark background."""
+OWN = "own"
+"""Value of `data.mask` for a mask that comes with each image."""
+MaskRule = Literal["foreground", "own"]
+"""How the pixels of an image that count are found, if they are no fixed region."""
 OUTSIDE = np.float32(-1)
 """Value of prepared pixels that do not count; others lie on [0, 1]."""
 ENCODED_OUTSIDE, LIMIT = np.float32(-4), -3.0
@@ -31,6 +35,11 @@ MIN_SHARE = 0.01
 """Smallest share of an image's pixels that has to count."""
 NOTHING = "data.mask leaves less than 1% of it; leave it out, or train without data.mask"
 """Reason why an image without enough pixels that count is refused."""
+NO_MASK = (
+    "it has no mask, which the model needs; name one in the column 'mask' of a manifest, or make "
+    "the pixels that do not count transparent, in a PNG"
+)
+"""Reason why an image without its own mask is refused."""
 
 
 @dataclass(frozen=True)

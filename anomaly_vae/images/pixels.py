@@ -22,8 +22,9 @@ PixelSpacing = tuple[float, float]
 MAX_PIXEL = 65535
 """Largest value of a pixel."""
 
-SPACING_KEYWORD = "PixelSpacing"
-"""Keyword of the text in a PNG with the distances between its rows and columns, in mm."""
+SPACING_KEYWORD, MASK_KEYWORD = "PixelSpacing", "Mask"
+"""Keywords of the texts in a PNG with the distances between its rows and columns, in mm, and with
+the pixels that count (packed bits in base64 of their zlib stream)."""
 
 CT_WINDOWS: dict[WindowPreset, tuple[float, float]] = {
     "lung": (-600, 1500),
@@ -53,6 +54,7 @@ class DecodedImage:
         in_mm: Whether these distances are in mm; if not, only their ratio is known.
         series: UID of the DICOM series that it belongs to; empty if none is stated.
         position: Position of its plane along the direction across it, in mm; None if not stated.
+        mask: Pixels (H, W) that count for a model with `data.mask: own`; None if none are stated.
     """
 
     pixels: Pixels
@@ -62,6 +64,7 @@ class DecodedImage:
     in_mm: bool = True
     series: str = ""
     position: float | None = None
+    mask: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,7 @@ class Frames:
     in_mm: Callable[[int], bool] | None = None
     series: str = ""
     position: Callable[[int], float | None] | None = None
+    mask: Callable[[int], NDArray[np.bool_] | None] | None = None
 
 
 def spacing_of(values: Iterable[object]) -> PixelSpacing | None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,18 @@ from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.images.decoding import read_bytes, read_file
 from anomaly_vae.images.encoding import IMAGE, MIN_STD
 from anomaly_vae.images.geometry import Box, Geometry, Grid, aspect_of
-from anomaly_vae.images.masking import FOREGROUND, MIN_SHARE, NOTHING, OUTSIDE, Region, counted
+from anomaly_vae.images.masking import (
+    FOREGROUND,
+    MIN_SHARE,
+    NO_MASK,
+    NOTHING,
+    OUTSIDE,
+    OWN,
+    Mask,
+    MaskRule,
+    Region,
+    counted,
+)
 from anomaly_vae.images.pixels import (
     CT_WINDOWS,
     MAX_PIXEL,
@@ -122,7 +133,8 @@ class ImageSchema:
         options: How to decode files, and the limits that files must keep.
         fit: How images that are not square are fitted, see `Geometry`.
         spacing: Whether pixels are as high and wide as a file says, see `Geometry`.
-        mask: Which pixels count: a fixed region of the square, or "foreground"; None for all.
+        mask: Which pixels count: a fixed region of the square, "foreground", or "own", the mask
+            that comes with each image; None for all.
 
     Example:
         >>> import numpy as np
@@ -144,7 +156,7 @@ class ImageSchema:
     options: DecodeOptions = field(default_factory=DecodeOptions)
     fit: Fit = "crop"
     spacing: Spacing = "ignore"
-    mask: Region | Literal["foreground"] | None = None
+    mask: Region | MaskRule | None = None
 
     names = (IMAGE,)
     known: frozenset[str] = frozenset()
@@ -258,14 +270,14 @@ class ImageSchema:
         schema = cls(data.size, data.channels, options, data.fit, data.spacing)
         return replace(schema, mask=schema._mask(data.mask))
 
-    def _mask(self, given: str | None) -> Region | Literal["foreground"] | None:
+    def _mask(self, given: str | None) -> Region | MaskRule | None:
         """Return the mask that a configuration names, by a word or a file.
 
         Raises:
             ConfigError: The file is no image, or its region is empty.
         """
-        if given is None or given == FOREGROUND:
-            return "foreground" if given else None
+        if given is None or given in (FOREGROUND, OWN):
+            return cast("MaskRule | None", given)
         image = replace(self, options=DecodeOptions()).read(Path(given))
         if isinstance(image, DecodeFailure):
             raise ConfigError(f"data.mask '{given}': {image.reason}", key="data.mask")
@@ -323,12 +335,26 @@ class ImageSchema:
         values = _with_channels(planes, self.channels)
         if float(values.std()) < MIN_STD:
             return values, _nothing_shown(image)
-        return self._masked(values, grid) if self.mask else (values, "")
+        if self.mask is None:
+            return values, ""
+        inside = self._inside(values, image, grid)
+        return (values, NO_MASK) if inside is None else self._masked(values, inside)
 
-    def _masked(self, values: Matrix, grid: Grid) -> tuple[Matrix, str]:
+    def _inside(self, values: Matrix, image: DecodedImage, grid: Grid) -> Mask | None:
+        """Return which pixels (S, S) of a prepared image count; None if its mask is missing."""
+        place = self._geometry.place(grid)
+        if self.mask != OWN:
+            assert self.mask is not None
+            return counted(values, self.mask, place)
+        if image.mask is None or image.mask.shape != image.pixels.shape[:2]:
+            return None
+        fitted = self._geometry.apply(image.mask[None].astype(np.float32), grid.aspect, grid.scale)
+        inside = np.zeros(values.shape[1:], bool)
+        inside[place] = fitted[0][place] > 0.5
+        return inside
+
+    def _masked(self, values: Matrix, inside: Mask) -> tuple[Matrix, str]:
         """Return values (C, S, S) with `OUTSIDE` where pixels do not count, and their problem."""
-        assert self.mask is not None
-        inside = counted(values, self.mask, self._geometry.place(grid))
         problem = ""
         if inside.mean() < MIN_SHARE:
             problem = NOTHING

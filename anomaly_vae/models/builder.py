@@ -153,7 +153,7 @@ def _image_networks(
         return Encoder(inputs, latent, hidden, 2), Decoder(latent, outputs, hidden, 2)
     if config.network == "hierarchical":
         geometry = Geometry(layout, config.width, LEVELS)
-        top_down = TopDown(geometry, latent, planes)
+        top_down = TopDown(geometry, latent, planes, config.upsampling)
         return BottomUp(geometry, sum(top_down.sizes)), top_down
     geometry, residual = Geometry(layout, config.width), config.network == "residual"
     encoder = ImageEncoder(geometry, latent, hidden, residual)

@@ -149,9 +149,13 @@ class Down(nn.Sequential):
 def upsample(inputs: int, outputs: int, upsampling: str) -> nn.Module:
     """Return a layer that doubles the side.
 
-    It uses pixel shuffle (Shi et al. 2016), or a transposed convolution if ``upsampling`` is
-    "transposed".
+    It enlarges linearly before a convolution, which leaves no grid in images (Odena et al. 2016),
+    if ``upsampling`` is "resize"; with "shuffle" it uses pixel shuffle (Shi et al. 2016), and with
+    "transposed" a transposed convolution.
     """
+    if upsampling == "resize":
+        convolution = nn.Conv2d(inputs, outputs, 3, 1, 1, padding_mode="replicate")
+        return nn.Sequential(nn.Upsample(scale_factor=2.0, mode="bilinear"), convolution)
     if upsampling == "transposed":
         return nn.ConvTranspose2d(inputs, outputs, 4, 2, 1)
     return nn.Sequential(nn.Conv2d(inputs, 4 * outputs, 3, 1, 1), nn.PixelShuffle(2))

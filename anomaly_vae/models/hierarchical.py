@@ -11,13 +11,14 @@ encoder's features and on the state that results from the coarser levels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomaly_vae.models.autoencoder import Autoencoder
-from anomaly_vae.models.convolutional import Geometry
+from anomaly_vae.models.convolutional import Geometry, upsample
 from anomaly_vae.models.vae import VAE, Inference
 
 LEVELS = 3
@@ -34,9 +35,11 @@ ChooseEps = Callable[[int, Tensor], Tensor]
 class Block(nn.Sequential):
     """A 3×3 convolution, batch norm and SiLU."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, padding: str = "zeros") -> None:
         super().__init__(
-            nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs), nn.SiLU()
+            nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False, padding_mode=padding),
+            nn.BatchNorm2d(outputs),
+            nn.SiLU(),
         )
 
 
@@ -79,13 +82,13 @@ class BottomUp(nn.Module):
 class Level(nn.Module):
     """The prior and posterior of one resolution, and the layer that adds latents to the state."""
 
-    def __init__(self, width: int, channels: int) -> None:
+    def __init__(self, width: int, channels: int, padding: str) -> None:
         super().__init__()
         self.prior = nn.Conv2d(width, 2 * channels, 1)
         self.posterior = nn.Sequential(
             nn.Conv2d(2 * width, width, 1), nn.SiLU(), nn.Conv2d(width, 2 * channels, 1)
         )
-        self.merge = Block(width + channels, width)
+        self.merge = Block(width + channels, width, padding)
 
     def infer(self, state: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance of q(ε | state, features), each (N, C, H, H)."""
@@ -101,9 +104,15 @@ class Level(nn.Module):
 
 
 class TopDown(nn.Module):
-    """A decoder that maps the ε of all levels to ``planes`` values per pixel."""
+    """A decoder that maps the ε of all levels to ``planes`` values per pixel.
 
-    def __init__(self, geometry: Geometry, latent_dim: int, planes: int) -> None:
+    With ``upsampling`` "resize", it enlarges linearly and repeats the values at the border, so that
+    images have neither a grid nor a frame; otherwise it repeats pixels, and shuffles the last ones.
+    """
+
+    def __init__(
+        self, geometry: Geometry, latent_dim: int, planes: int, upsampling: str = "shuffle"
+    ) -> None:
         super().__init__()
         self.geometry = geometry
         widths = geometry.widths[::-1]
@@ -111,10 +120,18 @@ class TopDown(nn.Module):
         self.channels = [max(latent_dim // 2**level, 1) for level in range(LEVELS)]
         self.sizes = [c * s**2 for c, s in zip(self.channels, self.sides, strict=True)]
         self.start = nn.Parameter(torch.zeros(1, widths[0], self.sides[0], self.sides[0]))
-        self.levels = nn.ModuleList(map(Level, widths, self.channels))
-        self.narrow = nn.ModuleList(map(Block, widths, widths[1:]))
-        self.deepen = nn.ModuleList(map(Block, widths, widths))
-        self.out = nn.Conv2d(widths[-1], 4 * planes, 3, 1, 1)
+        smooth = upsampling == "resize"
+        self.enlargement = "bilinear" if smooth else "nearest"
+        padding = "replicate" if smooth else "zeros"
+        block = partial(Block, padding=padding)
+        self.levels = nn.ModuleList(map(partial(Level, padding=padding), widths, self.channels))
+        self.narrow = nn.ModuleList(map(block, widths, widths[1:]))
+        self.deepen = nn.ModuleList(map(block, widths, widths))
+        self.out = (
+            upsample(widths[-1], planes, "resize")
+            if smooth
+            else nn.Conv2d(widths[-1], 4 * planes, 3, 1, 1)
+        )
 
     def forward(self, z: Tensor) -> Tensor:
         """Convert latents (..., L) into outputs (..., planes · S²)."""
@@ -139,8 +156,11 @@ class TopDown(nn.Module):
                 self.level(number).merge_latents(state, choose(number, state))
             )
             if number < LEVELS - 1:
-                state = F.interpolate(self.narrow[number](state), scale_factor=2.0)
-        return self.geometry.crop(F.pixel_shuffle(self.out(state), 2))
+                narrow = self.narrow[number](state)
+                state = F.interpolate(narrow, scale_factor=2.0, mode=self.enlargement)
+        out = self.out(state)
+        smooth = self.enlargement == "bilinear"
+        return self.geometry.crop(out if smooth else F.pixel_shuffle(out, 2))
 
     def level(self, number: int) -> Level:
         """Return a level by its number; 0 is the coarsest."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Self
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
 import torch
 from torch import Generator, Tensor, nn
@@ -13,6 +15,10 @@ from anomaly_vae.models.likelihoods import LOG_2PI
 MIN_EXPONENT = -80.0
 """Minimum exponent in a log-sum-exp. Beside exp(0), exp(−80) is lost in rounding; below exp(−88) a
 float32 is subnormal, and every operation on it costs many processors a hundred cycles."""
+
+
+DRAWING = "drawing."
+"""Prefix of the names of a `LatentGaussian`'s tensors."""
 
 
 class StandardNormal(nn.Module):
@@ -37,6 +43,45 @@ class StandardNormal(nn.Module):
     def sample(self, n: int, latent_dim: int, generator: Generator | None = None) -> Tensor:
         """Draw ``n`` latents (n, L)."""
         return torch.randn(n, latent_dim, generator=generator)
+
+
+@dataclass(frozen=True, eq=False)
+class LatentGaussian:
+    """A Gaussian of low rank that latents of training images were drawn from, to draw new ones.
+
+    It is fitted after the model (Ghosh et al. 2020, "From Variational to Deterministic
+    Autoencoders"), and no score depends on it. Latents at many places of an image are independent
+    under the prior N(0, I), and then show, for example, a skull of pieces that do not meet.
+
+    Args:
+        mean: (L,), the mean.
+        basis: (K, L), directions times standard deviations.
+
+    Example:
+        >>> latents = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+        >>> LatentGaussian.fit(latents).sample(4, torch.Generator().manual_seed(1)).shape
+        torch.Size([4, 3])
+    """
+
+    mean: Tensor
+    basis: Tensor
+
+    TENSORS: ClassVar = ("mean", "basis")
+    RANK: ClassVar = 16
+
+    @classmethod
+    def fit(cls, latents: Tensor) -> Self:
+        """Fit the mean of latents (N, L), and the directions in which they vary most."""
+        mean = latents.double().mean(0)
+        centred = latents.double() - mean
+        rank = min(cls.RANK, len(latents), latents.shape[1])
+        _, vectors = torch.linalg.eigh(centred @ centred.T)
+        directions = vectors[:, -rank:].T @ centred
+        return cls(mean.float(), (directions / math.sqrt(max(len(latents) - 1, 1))).float())
+
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        """Draw ``n`` latents (n, L)."""
+        return self.mean + torch.randn(n, len(self.basis), generator=generator) @ self.basis
 
 
 class Mixture(nn.Module):

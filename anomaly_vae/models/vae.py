@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 
 from anomaly_vae.models.exemplars import Exemplars
 from anomaly_vae.models.likelihoods import LOG_2PI, Distribution
-from anomaly_vae.models.priors import Mixture, StandardNormal
+from anomaly_vae.models.priors import LatentGaussian, Mixture, StandardNormal
 
 
 class Terms(NamedTuple):
@@ -101,6 +101,8 @@ class VAE(nn.Module):
         """Aggregated posterior, which replaces the prior after the fit; None keeps the prior."""
         self.exemplars: Exemplars | None = None
         """Exemplar member, which is added after the fit; None for no such member."""
+        self.drawing: LatentGaussian | None = None
+        """Distribution that images are sampled from; None to sample from the prior."""
         self.register_buffer("reach", None)
         self.contamination: nn.Module | None = None
         """Localization head that maps (N, F) to log-odds (N, pixels) that a pixel is anomalous.

@@ -38,6 +38,7 @@ from anomaly_vae.images.tiling import Tiling
 from anomaly_vae.models.backbone import N_FEATURES, Patches
 from anomaly_vae.models.builder import build_image, build_tabular, patch_model
 from anomaly_vae.models.pretrained import load_pretrained, origin
+from anomaly_vae.models.priors import DRAWING, LatentGaussian
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.scoring.modality import Encoding, Schema
 from anomaly_vae.training.aggregated_posterior import finalize
@@ -47,6 +48,8 @@ from anomaly_vae.training.synthetic_anomalies import synthetic
 
 MEASURED = {"center", "offset", "scale", "shift", "limits", "usual"}
 """Keys of an encoded column that are measured on the rows; the other keys define its meaning."""
+MAX_LATENTS, LATENT_CHUNK = 2000, 64
+"""Maximum number of images whose latents are drawn from, and number that are encoded at once."""
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 SchemaT = TypeVar("SchemaT", bound=Schema)
@@ -263,6 +266,7 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
 
     def build_stored(self, section: Mapping[str, Any], encoding: ImageEncoding) -> VAE:
         """Return an untrained model; see `Kind.build_stored`."""
+        section = {"upsampling": "shuffle", **section}  # that of models which record none
         return build_image(ImageModelConfig.model_validate(section), encoding.model_layout)
 
     def views(self, config: ImageConfig, encoding: ImageEncoding) -> Views:
@@ -274,10 +278,12 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
         return DistortedImages(layout, training.augmentation, training.corruption, insert)
 
     def finalize(self, model: VAE, config: ImageConfig, train: Matrix, validation: Matrix) -> None:
-        """Estimate what a model of patches has beyond its networks; see `Kind.finalize`."""
+        """Estimate what a model has beyond its networks; see `Kind.finalize`."""
+        rows = torch.from_numpy(train), torch.from_numpy(validation)
         if model.patches is not None:
-            rows = torch.from_numpy(train), torch.from_numpy(validation)
             finalize(model, *rows, patch_model(config.model), config.training)
+        else:
+            model.drawing = LatentGaussian.fit(_latents(model, rows[0][:MAX_LATENTS]))
 
     def freeze(
         self,
@@ -291,7 +297,7 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
         size = encoding.layout.size
         score = image_score(model, encoding, config.score)
         score.fit_statistics(torch.from_numpy(encoding.pieces(validation)))
-        weights = save_tensors(image_tensors(score))
+        weights = save_tensors({**image_tensors(score), **_drawing_tensors(model)})
         bundle = Bundle(manifest, shared_graph(score, encoding, weights, config.model), weights)
         explained = bundle.scorer.explain_encoded(validation)
         scale = fit_scale(explained.nats.reshape(-1, size, size), score.unit)
@@ -302,6 +308,21 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
             found["backbone"] = origin(config.model.backbone)
         noted = {**manifest, "heat_scale": scale.to_json(), **found}
         return bundle.with_notes(manifest=noted), error
+
+
+@torch.no_grad()
+def _latents(model: VAE, images: torch.Tensor) -> torch.Tensor:
+    """Return the posterior means (N, L) of images (N, F)."""
+    model.eval()
+    return torch.cat([model.posterior(part)[0] for part in images.split(LATENT_CHUNK)])
+
+
+def _drawing_tensors(model: VAE) -> dict[str, Any]:
+    """Return the tensors of the distribution that images are sampled from, by name."""
+    if model.drawing is None:
+        return {}
+    parts = {name: getattr(model.drawing, name) for name in LatentGaussian.TENSORS}
+    return {f"{DRAWING}{name}": value.contiguous().numpy() for name, value in parts.items()}
 
 
 KINDS: dict[str, Kind[Any, Any, Any]] = {"tabular": Tables(), "image": Images()}

@@ -12,7 +12,7 @@ from anomaly_vae.training.kinds import KINDS
 
 AFTER_FIT = {"prior", "components", "exemplars", "known"}
 """Keys of the ``model`` section that do not affect the networks."""
-UNRECORDED = {"backbone": "none"}
+UNRECORDED = {"backbone": "none", "upsampling": "shuffle"}
 """Values of keys that the manifest leaves out."""
 FINALIZED = {"likelihood.variance_factor", "likelihood.variance_limit"}
 """Tensors that are set after the networks are fitted, and so are not taken over."""

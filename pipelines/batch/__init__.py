@@ -41,3 +41,10 @@ class MapFormat(StrEnum):
     NIFTI = "nifti"
     NPY = "npy"
     TIFF = "tiff"
+    DICOM = "dicom"
+    DICOM_SEG = "dicom-seg"
+
+    @property
+    def is_dicom(self) -> bool:
+        """Whether the maps are instances of a DICOM study, so that only DICOM images have them."""
+        return self in (MapFormat.DICOM, MapFormat.DICOM_SEG)

@@ -1,7 +1,7 @@
 """Share what generating tables and images needs: output files and maps of latent space.
 
 The commands are in `generate.tables` and `generate.images`. Each takes a loaded bundle, the file
-to write and the input; without input, samples from the model's prior take its place. It returns a
+to write and the input; without input, samples of the model take its place. It returns a
 summary: the file, the number of rows or images written, and the number of unusable inputs.
 """
 
@@ -32,7 +32,7 @@ Summary = dict[str, Any]
 Labels = Sequence[str | None]
 
 ROWS = 100
-"""Number of rows sampled from the prior if there is no input."""
+"""Number of rows sampled if there is no input."""
 MIN_P_VALUE = 1e-3
 """p-value below which all points of a map have the same colour."""
 LABEL = "label"

@@ -25,6 +25,7 @@ from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.files import atomic_path
 from anomaly_vae.generation import images
 from anomaly_vae.generation.latent_space import (
+    Rows,
     Shape,
     activity,
     encoded,
@@ -59,8 +60,8 @@ from pipelines.generate.common import (
 PARQUET = ".parquet"
 SAMPLES, SHOWN, COLUMNS = 36, 16, 8
 """Default numbers of pictures on a sheet: samples, images of an input, and columns."""
-DIMENSIONS = 12
-"""Default number of latent dimensions that a traversal shows."""
+DIMENSIONS, TRIED = 3, 48
+"""Default number of latent dimensions that a traversal shows, of so many most active ones."""
 MIN_CHANGE = 0.05
 """Change of a pixel, on a scale from 0 to 1, that is drawn white at least."""
 GRID = 15
@@ -161,16 +162,17 @@ def traverse(
     Args:
         bundle: the model.
         out: the file to write.
-        paths: the input; empty for samples from the prior.
-        dims: the latent dimensions; None for the most active ones, the most active first.
+        paths: the input; empty for samples of the model.
+        dims: the latent dimensions; None for those that change pictures most, in this order.
         span: the distance to move in both directions.
         steps: the number of pictures per dimension.
     """
     _check(out, (steps + 1) * (DIMENSIONS if dims is None else len(dims)))
     source = read_source(bundle, paths)
     activities, unit = activity(bundle, source.x), _unit(bundle)
-    dims = most_active(activities, DIMENSIONS) if dims is None else dims
     start = source.x if paths else None
+    if dims is None:
+        dims = _most_visible(bundle, start, most_active(activities, TRIED), span)
     which, values, pictures = images.traverse(bundle, start, dims, span, steps)
     share = activities[list(dims)].tolist()
     rows = [f"z{dim}: {one:.2f} {unit}" for dim, one in zip(dims, share, strict=True)]
@@ -178,6 +180,19 @@ def traverse(
     _write(out, Sheet(shown, captions, steps + 1, rows), {"dim": which, "z": values}, pictures)
     more = {"dims": list(dims), "activity": share, "unit": unit}
     return _summary(out, len(pictures), source.rejected) | more
+
+
+def _most_visible(
+    bundle: Bundle, start: Rows | None, dims: Sequence[int], span: float
+) -> list[int]:
+    """Return the dimensions whose two ends differ most, by the mean over pixels."""
+    which, _, pictures = images.traverse(bundle, start, dims, span, steps=2)
+    ends = pictures.reshape(len(dims), 2, -1)
+    change = np.abs(ends[:, 1] - ends[:, 0]).mean(1)
+    first: list[int] = which.reshape(-1, 2)[
+        np.argsort(-change, kind="stable")[:DIMENSIONS], 0
+    ].tolist()
+    return first
 
 
 def _with_change(pictures: Matrix, values: NDArray[Any], steps: int) -> tuple[Matrix, list[str]]:
@@ -251,7 +266,7 @@ def denoise(
     Args:
         bundle: the model.
         out: the file to write.
-        paths: the input; empty for samples from the prior.
+        paths: the input; empty for samples of the model.
         rows: the number of images; None for `SHOWN`.
         seed: random seed.
         corruption: the type of corruption; None for that of the training.

@@ -69,7 +69,7 @@ def _served(source: BundleRef, bundle: Bundle) -> ServedModel:
         return _served_table(bundle, common)
     from serving.scoring.images.served import ServedImages  # needs Pillow, which tables do not
 
-    return ServedImages(**common, heat_scale=bundle.heat_scale)
+    return ServedImages(**common, heat_scale=bundle.heat_scale, image_groups=bundle.image_groups)
 
 
 def _time_format(manifest: Mapping[str, Any]) -> str | None:

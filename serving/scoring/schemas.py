@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from anomaly_vae.client import types
-from anomaly_vae.client.types import Groups, Model, Region, Result
+from anomaly_vae.client.types import GroupResult, Groups, Model, Region, Result
 from anomaly_vae.monitoring.exchangeability import Status as GuaranteeStatus
 
 JSON = "application/json"
@@ -76,6 +76,7 @@ class ScoreResponse(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     it has one. ``guarantee_status`` says whether recently scored rows still look like the
     calibration rows. ``ignored`` names the keys of records that the model does not know, at most
     100 of them; ``warnings`` says what else may be unintended. ``id`` is that of the request.
+    ``groups`` are the decisions on groups of images that the model has thresholds for.
     """
 
     id: RequestId = None
@@ -86,6 +87,7 @@ class ScoreResponse(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     warnings: list[str] = []
     ignored: list[str]
     results: list[Result]
+    groups: tuple[GroupResult, ...] = ()
 
 
 class Following(msgspec.Struct, frozen=True):

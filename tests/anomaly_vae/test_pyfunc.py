@@ -12,10 +12,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from mlflow.exceptions import MlflowException
+from PIL import Image
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.data.splitting import TEST
 from anomaly_vae.errors import DataError, NotCalibratedError
+from anomaly_vae.estimators.image import ImageVAEDetector
 from anomaly_vae.lifecycle.registry import CHAMPION, Registry
 from anomaly_vae.pyfunc import DetectorModel, _load_pyfunc
 from anomaly_vae.scoring.detector import Detections
@@ -181,3 +183,27 @@ def test_a_frame_without_the_window_features_of_a_model_is_refused(
     assert same(model.predict(frame), truth)
     with pytest.raises(DataError, match=f"lacks: '{names[1]}'; add them with .*add_windows"):
         model.predict(frame.drop(columns=names[1]))
+
+
+def test_a_model_of_patch_features_scores_several_images_at_once(
+    migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (24, 32, 32), np.uint8)
+    detector = ImageVAEDetector(
+        backbone="efficientnet_lite0", size=32, hidden_dim=8, epochs=1, alpha=0.2
+    ).fit(images)
+    use_registry(migrated, tmp_path, monkeypatch)
+    registry = Registry()
+    with registry.run("parts", "calibrate", {}) as run:
+        version = registry.register(run, detector.bundle_, "parts", {})
+    loaded = mlflow.pyfunc.load_model(f"models:/parts/{version.version}")
+    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
+    for path, image in zip(paths, images, strict=False):
+        Image.fromarray(image).save(path)
+    contents = pd.DataFrame({"image": [Path(path).read_bytes() for path in paths]})
+    answer = loaded.predict(contents)
+    assert answer["score"].tolist() == (-detector.score_samples(images[:3])).tolist()
+    assert answer["is_anomaly"].tolist() == (detector.predict(images[:3]) == -1).tolist()
+    assert same(DetectorModel(detector.bundle_.detector).predict(pd.DataFrame({"image": paths})),
+                detector.bundle_.detector.detect(detector.bundle_.scorer.schema.from_records(
+                    contents.to_dict("records"))))  # fmt: skip

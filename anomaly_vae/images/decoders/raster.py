@@ -1,16 +1,20 @@
 """Decode the formats that Pillow reads: PNG, JPEG, GIF, BMP, WebP and JPEG 2000.
 
 8-bit values k become 257·k; 16-bit grey values are kept. Palettes, CMYK and other colour spaces
-become RGB; 16-bit colours keep their upper 8 bits. Transparent pixels are blended with black. EXIF
-orientation is applied. Every frame of an animation counts, as it is shown; a JPEG is one frame, and
-its previews are ignored. The module `tiff` decodes pages of TIFF with the same functions.
+become RGB; 16-bit colours keep their upper 8 bits. Transparent pixels are blended with black, and
+do not count for a model with `data.mask: own`. EXIF orientation is applied. Every frame of an
+animation counts, as it is shown; a JPEG is one frame, and its previews are ignored. The module
+`tiff` decodes pages of TIFF with the same functions.
 """
 
 from __future__ import annotations
 
+import base64
+import zlib
 from collections.abc import Callable
 from functools import partial
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +22,7 @@ from PIL import ExifTags, Image
 
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.pixels import (
+    MASK_KEYWORD,
     SPACING_KEYWORD,
     TRUNCATED,
     DecodeOptions,
@@ -31,7 +36,9 @@ from anomaly_vae.images.pixels import (
     window_bounds,
 )
 
-ORIENTATIONS: dict[int, Callable[[Pixels], Pixels]] = {
+Values = NDArray[Any]
+
+ORIENTATIONS: dict[int, Callable[[Values], Values]] = {
     2: lambda p: p[:, ::-1],
     3: lambda p: p[::-1, ::-1],
     4: lambda p: p[::-1],
@@ -64,7 +71,8 @@ def open_raster(content: bytes, options: DecodeOptions, kind: str) -> Frames:
     count = getattr(image, "n_frames", 1) if kind in ANIMATED else 1
     options.check_frames(count)
     spacing = spacing_of(str(image.info.get(SPACING_KEYWORD, "")).split())
-    return Frames(range(count), partial(_frame, image, options), spacing=lambda _: spacing)
+    decode, mask = partial(_frame, image, options), partial(_mask, image)
+    return Frames(range(count), decode, spacing=lambda _: spacing, mask=mask)
 
 
 def open_with_pillow(content: bytes, options: DecodeOptions, kind: str) -> Image.Image:
@@ -120,9 +128,41 @@ def _after_blocks(content: bytes, position: int) -> int:
 def _frame(image: Image.Image, options: DecodeOptions, number: int) -> Pixels:
     image.seek(number)
     options.check_size(image.height, image.width)
-    pixels = pillow_pixels(image)
-    upright = ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    return upright(pixels) if upright else pixels
+    return _upright(image, pillow_pixels(image))
+
+
+def _upright(image: Image.Image, values: Values) -> Values:
+    """Return values (H, W, …) of a frame as its EXIF orientation says."""
+    turn = ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return turn(values) if turn else values
+
+
+def _mask(image: Image.Image, number: int) -> NDArray[np.bool_] | None:
+    """Return the pixels (H, W) that count in a frame: those in its text, or not transparent ones.
+
+    None if the file states none, or a text that is no mask of this size.
+    """
+    if text := image.info.get(MASK_KEYWORD):
+        return _packed_mask(str(text), image.height, image.width)
+    if not image.has_transparency_data:
+        return None
+    image.seek(number)
+    if image.mode in DEEP:
+        return _upright(image, np.asarray(image) != image.info.get("transparency"))
+    return _upright(image, np.asarray(image.convert("RGBA"))[..., 3] > 0)
+
+
+def _packed_mask(text: str, height: int, width: int) -> NDArray[np.bool_] | None:
+    size = height * width
+    try:
+        stream = base64.b64decode(text, validate=True)
+        content = zlib.decompressobj().decompress(stream, -(-size // 8) + 1)
+    except (ValueError, zlib.error):
+        return None
+    if len(content) != -(-size // 8):
+        return None
+    bits = np.unpackbits(np.frombuffer(content, np.uint8), count=size)
+    return bits.astype(bool).reshape(height, width)
 
 
 def pillow_pixels(image: Image.Image) -> Pixels:

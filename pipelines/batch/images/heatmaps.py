@@ -18,26 +18,14 @@ from anomaly_vae.scoring.localization import Localization, localizations
 from anomaly_vae.scoring.modality import image_modality
 from anomaly_vae.scoring.scorer import ScoreParts
 from pipelines import console
-from pipelines.batch import MapFormat
 from pipelines.batch.common import HeatmapOptions
-from pipelines.batch.images.maps import NO_LOCALIZATION, MapWriter
+from pipelines.batch.images.maps import MAPS_REFUSED, MapWriter, about_model
 from pipelines.batch.result.folder import DICOM, HEATMAPS, MAPS, ResultFolder
 from pipelines.datasets.images.files import ImageFile, is_dicom
 from pipelines.registry.model_uri import LoadedModel
 
 REFUSED = "dicom_refused"
 """Summary key: number of flagged DICOM images whose heatmap cannot be written as DICOM."""
-
-
-def _map_writer(
-    source: LoadedModel, folder: ResultFolder, format_: MapFormat | None
-) -> MapWriter | None:
-    """Return the writer of maps in the pixels of files; None if none are wanted."""
-    if format_ is None:
-        return None
-    if not source.bundle.localizes:
-        console.info(NO_LOCALIZATION)
-    return MapWriter(source.bundle, folder, format_)
 
 
 class HeatmapWriter:
@@ -51,10 +39,11 @@ class HeatmapWriter:
         self.counted = (
             *(HEATMAPS,) * options.png,
             *(DICOM, REFUSED) * options.dicom,
-            *(MAPS,) * (options.maps is not None),
+            *(MAPS, MAPS_REFUSED) * (options.maps is not None),
         )
         """Entries of the summary."""
-        self.maps = _map_writer(source, folder, options.maps)
+        self.maps = MapWriter.of(source, folder, options.maps) if options.maps else None
+        """Writer of maps in the pixels of files; None if none are wanted."""
         self._told: dict[str, object] = {}
         """The task that printed the first refusal."""
 
@@ -90,15 +79,9 @@ class HeatmapWriter:
         """Write a heatmap as DICOM, unless its source cannot be referred to; return the kind."""
         from pipelines.batch.images.dicom_heatmaps import render_heatmap
 
-        model = self.source.to_json()
-        about = {
-            "model": model["name"],
-            "version": model["version"] or "",
-            "digest": model["digest"],
-        }
         pixels = np.asarray(page.convert("RGB"))
         try:
-            content = render_heatmap(file.path, frame, pixels, about)
+            content = render_heatmap(file.path, frame, pixels, about_model(self.source))
         except DataError as error:
             if self._told.setdefault(REFUSED, teller := object()) is teller:
                 console.info(f"a heatmap cannot be written as DICOM: {error}")

@@ -37,10 +37,7 @@ from pipelines.batch.images.heatmaps import HeatmapWriter, file_stem
 from pipelines.batch.options import OutputOptions
 from pipelines.batch.result.candidates import Candidates
 from pipelines.batch.result.counts import Counts, Highest
-from pipelines.batch.result.folder import (
-    MAPS,
-    ResultFolder,
-)
+from pipelines.batch.result.folder import ResultFolder
 from pipelines.batch.result.layout import Layout
 from pipelines.batch.result.plan import Unit, input_of
 from pipelines.batch.result.ranking import FEATURES
@@ -187,14 +184,14 @@ class ImageJob:
         return Scored(_joined(tables), _joined(rejects), counts, _joined(chosen))
 
     def _write_maps(self, task: ImageTask, flagged: Mapping[int, set[int]]) -> Counter[str]:
-        """Write the maps of files with flagged frames; return their number, if any are wanted."""
+        """Write the maps of files with flagged frames; return how many, if any are wanted."""
         writer = self.writer.maps
         if writer is None:
             return Counter()
-        pairs = flagged.items()
-        return Counter(
-            {MAPS: sum(writer.write(task.files[i], frames, file_stem) for i, frames in pairs)}
-        )
+        counts: Counter[str] = Counter()
+        for i, frames in flagged.items():
+            counts.update(writer.write(task.files[i], frames, file_stem))
+        return counts
 
     def _score_batch(
         self, task: ImageTask, batch: ImagesOfFiles, flagged: dict[int, set[int]]

@@ -146,7 +146,8 @@ def _detail(file: ImageFile, columns: Sequence[str]) -> str:
     if file.row is None and not file.problem:
         return ""
     cells = [file.attributes.get(name) for name in (ID, *columns)]
-    content = [str(file.path), *cells, file.problem, file.row, file.place]
+    mask = [str(file.mask)] if file.mask else []
+    content = [str(file.path), *cells, file.problem, file.row, file.place, *mask]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

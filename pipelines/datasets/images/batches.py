@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from anomaly_vae.errors import DataError
 from anomaly_vae.images.decoding import read_bytes, read_file
 from anomaly_vae.images.encoding import IMAGE
 from anomaly_vae.images.geometry import Grid
+from anomaly_vae.images.masking import OWN
 from anomaly_vae.images.pixels import DecodedImage, DecodeFailure
 from anomaly_vae.images.schema import ImageBatch, ImageSchema, Seen, image_batch
 from pipelines import console
@@ -25,6 +27,8 @@ BATCH_SIZE = 64
 """Number of images scored at a time."""
 FETCHED_AHEAD = 4
 """Number of objects that each reader fetches ahead; they are in memory until they are decoded."""
+NOT_ZERO = (0.5, 1.0)
+"""Center and width of the window that makes values above 0 white."""
 Content = bytes | DecodeFailure | None
 """Content of an object, or why it cannot be read; None for a file, which is read when decoded."""
 
@@ -104,11 +108,55 @@ def _read(
         return iter([DecodeFailure(file.problem, None)])
     if isinstance(content, DecodeFailure):
         return iter([content])
-    return (
-        read_file(file.path, schema.options)
-        if content is None
-        else read_bytes(content, schema.options)
-    )
+    return decoded_images(file, schema, content)
+
+
+def decoded_images(
+    file: ImageFile, schema: ImageSchema, content: bytes | None = None
+) -> Iterator[DecodedImage | DecodeFailure]:
+    """Yield the images of a file, each with its own mask if the model needs it.
+
+    Raises:
+        OutageError: the object store of a mask does not answer.
+    """
+    options = schema.options
+    images = read_file(file.path, options) if content is None else read_bytes(content, options)
+    if schema.mask != OWN or file.mask is None:
+        return images
+    masks = _masks(file.mask, schema)
+    return (_with_mask(image, masks) for image in images)
+
+
+def _masks(path: Path, schema: ImageSchema) -> list[DecodedImage | DecodeFailure]:
+    """Return the frames of a mask, or why they cannot be read; not black is what counts."""
+    options = replace(schema.options, intensity_window=NOT_ZERO, windows=())
+    try:
+        with path.open("rb") as stream:
+            content = bytes(stream.read(options.max_bytes + 1))
+    except (OSError, ValueError) as error:
+        refuse_outage(path, error)
+        return [DecodeFailure("it cannot be opened; check its path", None)]
+    return list(read_bytes(content, options))
+
+
+def _with_mask(
+    image: DecodedImage | DecodeFailure, masks: Sequence[DecodedImage | DecodeFailure]
+) -> DecodedImage | DecodeFailure:
+    """Return an image with the frame of the mask that belongs to it, or why there is none."""
+    if isinstance(image, DecodeFailure):
+        return image
+    mask = next((one for one in masks if len(masks) == 1 or one.frame == image.frame), None)
+    if mask is None:
+        return DecodeFailure("its mask has no such frame; give one for each frame", image.frame)
+    if isinstance(mask, DecodeFailure):
+        return DecodeFailure(f"its mask cannot be used: {mask.reason}", image.frame)
+    pixels = mask.pixels if mask.pixels.ndim == 2 else mask.pixels.max(2)
+    shape = image.pixels.shape[:2]
+    if pixels.shape != shape:
+        size, other = (f"{width} × {height}" for height, width in (pixels.shape, shape))
+        reason = f"its mask has {size} pixels, and the image {other}; give one of the same size"
+        return DecodeFailure(reason, image.frame)
+    return replace(image, mask=pixels > 0)
 
 
 def _contents(files: Sequence[ImageFile], schema: ImageSchema) -> Iterator[Content]:

@@ -16,7 +16,6 @@ from anomaly_vae.config.data import ImageData
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.data.splitting import CALIBRATION, TEST, TRAIN, VALIDATION, assign, contained_in
 from anomaly_vae.errors import DataError
-from anomaly_vae.images.decoding import read_file
 from anomaly_vae.images.encoding import IMAGE, encode_png
 from anomaly_vae.images.notes import image_notes
 from anomaly_vae.images.perceptual_hash import has_near_duplicate, perceptual_hash
@@ -31,7 +30,7 @@ from pipelines.datasets.dataset import (
     unlabelled_note,
     without_unreadable,
 )
-from pipelines.datasets.images.batches import Batch, read_all
+from pipelines.datasets.images.batches import Batch, decoded_images, read_all
 from pipelines.datasets.images.files import FRAME, LABEL, PATH, SPLIT, ImageFile, Reasons
 from pipelines.datasets.images.groups import SERIES, VOLUME, image_groups
 from pipelines.datasets.images.layouts import TEST as TEST_FOLDER
@@ -49,6 +48,8 @@ class ImageDataset(Dataset):
     schema: ImageSchema
     image_groups: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
     """Groups (N,) of the images as codes by kind, see `images.groups`."""
+    masks: Mapping[Path, Path] = field(default_factory=dict)
+    """File with the pixels that count of each file for which a manifest names one."""
 
     TWINS = "have a near-twin among those that train or calibrate, which flatters the figures"
 
@@ -83,7 +84,9 @@ class ImageDataset(Dataset):
         encoded = [
             encode_png(image)
             for path, numbers in wanted.items()
-            for image in read_file(path, self.schema.options)
+            for image in decoded_images(
+                replace(ImageFile.from_path(path), mask=self.masks.get(path)), self.schema
+            )
             if isinstance(image, DecodedImage) and image.frame in numbers
         ]
         if len(encoded) < len(rows):
@@ -153,6 +156,7 @@ def load_images(data: ImageData) -> ImageDataset:
         files=tuple(files[number].path for number in read.files),
         left_out=dict(found.others.counts),
         image_groups=image_groups(files, read, group),
+        masks={file.path: file.mask for file in files if file.mask},
     )
 
 

@@ -18,7 +18,7 @@ from pipelines.datasets.reading.objects import ObjectPath, refuse_outage
 from pipelines.datasets.reading.parts import first_line
 from pipelines.datasets.reading.plain_text import unpacked_name
 
-PATH, FRAME, LABEL, ID = "path", "frame", "label", "id"
+PATH, FRAME, LABEL, ID, MASK = "path", "frame", "label", "id", "mask"
 """Columns of a manifest and of results."""
 DEFECT, SPLIT = "defect", "split"
 """Columns of images whose folders name their defect and their split."""
@@ -63,6 +63,8 @@ class ImageFile:
     """Line or row of the manifest and its name, for messages."""
     fatal: bool = False
     """Whether training refuses an input with this problem."""
+    mask: Path | None = None
+    """File of the pixels that count, for a model with `data.mask: own`; None if none is named."""
 
     @classmethod
     def from_path(cls, path: Path, problem: str | None = None, fatal: bool = False) -> ImageFile:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from anomaly_vae.data.converters import level_name
 from anomaly_vae.errors import DataError
 from anomaly_vae.messages import listed
 from pipelines.datasets.files import heads_by_file, read_chunks
-from pipelines.datasets.images.files import PATH, ImageFile, file_key, path_problem
+from pipelines.datasets.images.files import MASK, PATH, ImageFile, file_key, path_problem
 from pipelines.datasets.reading.objects import ObjectPath, ahead, is_remote, object_path
 from pipelines.datasets.reading.parts import Broken, Chunk
 
@@ -78,7 +78,17 @@ def _entry(manifest: Path, cells: tuple[int, dict[str, object]]) -> ImageFile:
     cell = attributes.pop(PATH) or ""
     name = cell if cell.strip() else ""
     path, problem = _target(manifest, name)
-    return ImageFile(path, name, attributes, problem, row, _place(manifest, row))
+    place = _place(manifest, row)
+    return ImageFile(path, name, attributes, problem, row, place, mask=_mask(manifest, attributes))
+
+
+def _mask(manifest: Path, attributes: Mapping[str, str | None]) -> Path | None:
+    """Return the path that the cell of a mask names; one that names none leads nowhere."""
+    cell = attributes.get(MASK) or ""
+    try:
+        return _resolved(manifest.parent, cell) if cell.strip() else None
+    except DataError:
+        return manifest / cell.lstrip("/")
 
 
 def _target(manifest: Path, name: str) -> tuple[Path, str | None]:

@@ -87,6 +87,7 @@ class CasePages:
             others=self._others(record),
             chart=self._chart(record.case),
             has_picture=self._pictures.is_kept(record.case),
+            alt=self._pictures.alt(record.case),
             largest=max((one.amount for one in record.case.reasons), default=0.0),
             done=self._done(visit),
             change=self._change(visit, record, visit.request.query_params.get("seen", "")),

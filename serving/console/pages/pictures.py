@@ -10,10 +10,21 @@ from serving.problems import NOT_FOUND, ProblemError
 if TYPE_CHECKING:
     from anomaly_vae.review.cases import Case
 
-PICTURE = "heatmap.png"
-"""File with the scan, the expectation and the heatmap with its regions, side by side."""
+PICTURE, EXPECTED = "heatmap.png", "expected.png"
+"""File with the scan, the expectation and the heatmap with its regions, side by side, and file with
+the expectation alone, which models of features have not."""
 MAX_BYTES = 16 * 1024 * 1024
 """Maximum size of a picture that is shown, in bytes."""
+
+
+def panels_in_words(expects: bool, localizes: bool = True) -> str:
+    """Return the alternative text of the panels beside each other.
+
+    >>> panels_in_words(expects=False)
+    'The scan and its heatmap'
+    """
+    heat = "its heatmap" if localizes else "no heatmap, since this score does not localise"
+    return f"The scan, what the model expected, and {heat}" if expects else f"The scan and {heat}"
 
 
 class Pictures:
@@ -40,6 +51,11 @@ class Pictures:
         if path is None:
             raise ProblemError(NOT_FOUND, "the scan of this case is not kept")
         return path.read_bytes()
+
+    def alt(self, case: Case) -> str:
+        """Return what the picture of a case shows, in words."""
+        path = self._path(case)
+        return panels_in_words(path is not None and path.with_name(EXPECTED).is_file())
 
     def _path(self, case: Case) -> Path | None:
         """Return the picture of a case; None if there is none in the folder."""

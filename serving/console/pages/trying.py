@@ -8,7 +8,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -22,12 +22,16 @@ from anomaly_vae.scoring.detector import Detections, Explanation, RegionContribu
 from anomaly_vae.scoring.wording import Wording, describe_region
 from anomaly_vae.types import ColumnType
 from serving.console import charts, rendering
+from serving.console.pages.pictures import panels_in_words
 from serving.console.visits import Gate, Visit
 from serving.models.store import ServedModel, Store
 from serving.paths import Template
 from serving.problems import INVALID_REQUEST, NOT_READY, UNKNOWN_MODEL, ProblemError
 from serving.scoring.handlers import Resources
 from serving.settings import Settings
+
+if TYPE_CHECKING:
+    from anomaly_vae.images.heatmaps import Scale
 
 CELL = "cell:"
 """Beginning of the names of the fields of a record."""
@@ -117,6 +121,7 @@ class TryPage:
         return visit.page(
             "try.html", 422 if fault else 200, model=model, names=list(self._store.current),
             inputs=inputs, text=visit.form["text"], tried=tried, fault=fault, most=MAX_ROWS,
+            alt=alt_of(model),
         )  # fmt: skip
 
     def _tried(self, visit: Visit, model: ServedModel) -> Sequence[Tried]:
@@ -326,6 +331,12 @@ def _image(result: Result, files: Sequence[tuple[str, bytes]]) -> Tried:
         result.unusual_input,
         picture=png_address(result.heatmap or b""),
     )
+
+
+def alt_of(model: ServedModel) -> str:
+    """Return what the pictures of a model show, in words."""
+    scale: Scale | None = getattr(model, "heat_scale", None)
+    return panels_in_words(scale.expects, scale.localizes) if scale else ""
 
 
 def png_address(content: bytes) -> str:

@@ -12,7 +12,7 @@ import base64
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_vae.client.types import BadRecord, Fault, Region, Result, Schema
+from anomaly_vae.calibration.conformal import Calibration
+from anomaly_vae.client.types import BadRecord, Fault, GroupResult, Region, Result, Schema
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.images.decoding import count_images, read_bytes
 from anomaly_vae.images.encoding import IMAGE, ImageEncoding
@@ -40,6 +41,7 @@ from serving.problems import TOO_MANY_RECORDS, TOO_MUCH_EXPLAINED, TOO_SLOW, Pro
 from serving.scoring import requests, responses
 from serving.scoring.handlers import Resources
 from serving.scoring.images import uploads
+from serving.scoring.images.groups import check_kind, decide_groups
 from serving.scoring.images.uploads import ImageOptions, UploadHandler
 from serving.scoring.schemas import RegionsResult
 from serving.settings import Settings
@@ -60,11 +62,12 @@ class ImageFiles(list[bytes]):
 class ScoredImages(NamedTuple):
     """The results of N images, in their order, and the decisions on those that can be used.
 
-    ``detections`` is None if no image can be used.
+    ``detections`` is None if no image can be used. ``groups`` are the decisions on groups.
     """
 
     results: list[Result]
     detections: Detections | None
+    groups: tuple[GroupResult, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -75,6 +78,8 @@ class ServedImages(ServedModel):
     reads_files: ClassVar[bool] = True
 
     heat_scale: Scale
+    image_groups: Mapping[str, Calibration] = field(default_factory=dict)
+    """Calibrations of groups of images by kind."""
 
     @property
     def schema(self) -> ImageSchema:
@@ -178,7 +183,8 @@ class ServedImages(ServedModel):
     def describe_bodies(cls, models: Sequence[Self], settings: Settings) -> BodyDescription:
         """Describe uploads of images."""
         examples = {model.name: {"externalValue": _data_uri(model)} for model in models}
-        return uploads.describe_bodies(examples, settings.max_records)
+        kinds = (kind for model in models for kind in model.image_groups)
+        return uploads.describe_bodies(examples, settings.max_records, kinds)
 
     def example_results(self, settings: Settings) -> list[Result]:
         """Score the example."""
@@ -225,6 +231,7 @@ def score(
     Raises:
         ProblemError: a limit is exceeded.
     """
+    check_kind(options.group, model.image_groups)
     check_cost(model, files, options, settings)
     stream = ImageStream(files, model.schema.options, settings)
     images, results, found = iter(stream), list[Result](), list[Detections]()
@@ -238,17 +245,21 @@ def score(
         faults = {p.row: Result(error=Fault(IMAGE, p.reason)) for p in batch.problems}
         chunk_results = (faults.get(row) or next(good) for row in range(len(batch)))
         results += map(_locate, chunk_results, positions)
-    return ScoredImages(results, Detections.concatenate(found) if found else None)
+    groups = decide_groups(model.image_groups, results, stream.series, options.group)
+    decisions = Detections.concatenate(found) if found else None
+    return ScoredImages(results, decisions, tuple(groups))
 
 
 class ImageStream:
     """An iterable of the images in a request's files, which are decoded one at a time.
 
-    ``positions`` lists the file and frame of each image decoded so far.
+    ``positions`` lists the file and frame of each image decoded so far, and ``series`` the UID of
+    its DICOM series.
     """
 
     def __init__(self, files: Sequence[bytes], decoding: DecodeOptions, settings: Settings) -> None:
         self.positions: list[tuple[int, int | None]] = []
+        self.series: list[str] = []
         self._files, self._decoding = files, decoding
         self._max_images, self._seconds = settings.max_records, settings.image_seconds
         self._start = time.monotonic()
@@ -258,6 +269,7 @@ class ImageStream:
             for image in read_bytes(content, self._decoding):
                 self._check_limits()
                 self.positions.append((number, image.frame))
+                self.series.append("" if isinstance(image, DecodeFailure) else image.series)
                 yield image
 
     def _check_limits(self) -> None:
@@ -275,7 +287,7 @@ def check_cost(
     model: ServedImages, files: Sequence[bytes], options: ImageOptions, settings: Settings
 ) -> None:
     """Refuse a request that needs too many contributions or heatmaps, before any is computed."""
-    if options == ImageOptions():
+    if not options.adds_parts:
         return
     images = sum(count_images(content, model.schema.options) for content in files)
     if options.max_contributions != 0:
@@ -291,7 +303,7 @@ def _score_chunk(
 ) -> tuple[Detections, list[Result]]:
     """Decide on a batch of readable images; the results lack their file and frame."""
     detector = model.detector
-    if options == ImageOptions():
+    if not options.adds_parts:
         detections = detector.detect(batch)
         return detections, responses.results(detections)
     parts = detector.scorer.explain(batch)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,13 +20,14 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.types import Receive, Scope
 
-from anomaly_vae.client.types import BadRecord, Fault, Result
+from anomaly_vae.client.types import BadRecord, Fault, GroupResult, Result
 from anomaly_vae.scoring.detector import Detections
 from serving.models.store import BodyDescription, Json, ServedModel
 from serving.observability import logs
 from serving.paths import HEADERS
 from serving.problems import INVALID_REQUEST, MALFORMED, TOO_MANY_RECORDS, UNSUPPORTED, ProblemError
 from serving.scoring.handlers import RequestHandler, Resources
+from serving.scoring.images.groups import GROUP
 from serving.scoring.requests import Headers, check_encoding, unfit_records
 from serving.settings import Settings
 
@@ -97,23 +98,31 @@ class ImageOptions:
     """The requested parts of a result in addition to the decision.
 
     ``max_contributions`` is the maximum number of contributions to list, None for all; ``heatmap``
-    is whether to add a heatmap and regions.
+    is whether to add a heatmap and regions. ``group`` is the kind of group that all images are of.
     """
 
     max_contributions: int | None = 0
     heatmap: bool = False
+    group: str | None = None
+
+    @property
+    def adds_parts(self) -> bool:
+        """Whether results have parts besides the decision."""
+        return self.heatmap or self.max_contributions != 0
 
 
 def image_options(query: bytes) -> ImageOptions:
-    """Read ``explain=K``, ``explain=all`` and ``heatmap=png`` from a query; refuse others."""
+    """Read ``explain=K|all``, ``heatmap=png`` and ``group=KIND`` from a query; refuse others."""
     pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
     values = dict(pairs)
-    for name in sorted(values.keys() - {EXPLAIN, HEATMAP}):
-        detail = f"query: no parameter '{name[:100]}'; there are '{EXPLAIN}' and '{HEATMAP}'"
+    for name in sorted(values.keys() - {EXPLAIN, HEATMAP, GROUP}):
+        there = f"there are '{EXPLAIN}', '{HEATMAP}' and '{GROUP}'"
+        detail = f"query: no parameter '{name[:100]}'; {there}"
         raise ProblemError(INVALID_REQUEST, detail)
     if len(values) < len(pairs):
         raise ProblemError(INVALID_REQUEST, "query: give each parameter once")
-    return ImageOptions(_read_explain(values.get(EXPLAIN, "0")), _read_heatmap(values.get(HEATMAP)))
+    explain, heatmap = _read_explain(values.get(EXPLAIN, "0")), _read_heatmap(values.get(HEATMAP))
+    return ImageOptions(explain, heatmap, values.get(GROUP))
 
 
 def _read_explain(text: str) -> int | None:
@@ -248,8 +257,24 @@ def _with_frame(error: Fault, frame: int | None) -> str:
     return error.detail if frame is None else f"frame {frame}: {error.detail}"
 
 
-def describe_bodies(examples: Json, max_files: int) -> BodyDescription:
-    """Describe uploads for the OpenAPI document, with these examples of PNG images."""
+def describe_group(kinds: Iterable[str]) -> list[Json]:
+    """Describe the query parameter that names a kind of groups; empty if there are no kinds."""
+    names = sorted(set(kinds))
+    described = {
+        "name": GROUP,
+        "in": "query",
+        "schema": {"type": "string", "enum": names},
+        "description": "For images only: all images are of one such group, on which the model "
+        "decides by its highest image.",
+    }
+    return [described] if names else []
+
+
+def describe_bodies(examples: Json, max_files: int, kinds: Iterable[str] = ()) -> BodyDescription:
+    """Describe uploads for the OpenAPI document, with these examples of PNG images.
+
+    ``kinds`` are the kinds of groups of images that models decide on.
+    """
     files = {"type": "array", "items": BINARY, "minItems": 1, "maxItems": max_files}
     form = {
         "type": "object",
@@ -260,12 +285,15 @@ def describe_bodies(examples: Json, max_files: int) -> BodyDescription:
     content: Json = {MULTIPART: {"schema": form}}
     content |= {media: {"schema": BINARY} for media in RAW}
     content["image/png"] = {"schema": BINARY, "examples": examples}
-    return BodyDescription(TEXT, content, QUERY, {})
+    return BodyDescription(TEXT, content, [*QUERY, *describe_group(kinds)], {})
 
 
 # ---------------------------------------------------------------- the handler
 
-Score = Callable[[Sequence[bytes], ImageOptions, Settings], tuple[list[Result], Detections | None]]
+Score = Callable[
+    [Sequence[bytes], ImageOptions, Settings],
+    tuple[list[Result], Detections | None, tuple[GroupResult, ...]],
+]
 """Function that scores the images in files, and decides on those that can be used."""
 Head = tuple[bytes | None, ImageOptions]
 """Boundary of the form (None if the body is a single file), and the options in the query."""
@@ -299,7 +327,7 @@ class UploadHandler(RequestHandler):
         """Return the answer to uploaded files, and the number of their images."""
         start, settings = time.perf_counter(), self.resources.settings
         split = partial(split_files, boundary=boundary, max_files=settings.max_records)
-        results, detections = self._score(split(body), options, settings)
+        results, detections, groups = self._score(split(body), options, settings)
         if boundary is None:
             check_all_usable(results)
         self.metrics.sizes.observe(len(results))
@@ -307,7 +335,7 @@ class UploadHandler(RequestHandler):
         if detections is not None:
             self._count(detections, start)
             self._offer(results, detections, body, split)
-        return self.encode(results), len(results)
+        return self.encode(results, groups=groups), len(results)
 
     def _offer(
         self,

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anomaly_vae.artifacts.bundle import Bundle
+from anomaly_vae.artifacts.bundle import Bundle, load_bundle
 from anomaly_vae.config.training import CorruptionConfig
-from anomaly_vae.data.splitting import TEST
+from anomaly_vae.data.splitting import TEST, TRAIN
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.generation import images, latent_space
 from anomaly_vae.images.encoding import STANDARDISED_MEAN
@@ -51,12 +51,35 @@ def test_every_model_generates(kind: str, model: dict[str, Any]) -> None:
         assert pictures.max() <= 1, name
 
 
-def test_samples_repeat_by_seed_and_are_what_the_prior_decodes_to(image_bundle: Bundle) -> None:
+def test_samples_repeat_by_seed_and_are_decoded_from_latents_like_those_of_training(
+    image_bundle: Bundle,
+) -> None:
     first = images.sample(image_bundle, 3, seed=1)
     np.testing.assert_array_equal(first, images.sample(image_bundle, 3, seed=1))
     assert not np.allclose(first, images.sample(image_bundle, 3, seed=2))
-    z = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    drawing = latent_space.load_model(image_bundle).drawing
+    assert drawing is not None
+    z = drawing.sample(3, torch.Generator().manual_seed(1))
     np.testing.assert_array_equal(first, images.decode(image_bundle, z))
+
+
+def test_a_model_of_an_earlier_version_samples_from_its_prior() -> None:
+    bundle = load_bundle("tests/fixtures/format-2/image")
+    model = latent_space.load_model(bundle)
+    assert model.drawing is None
+    z = torch.randn(3, model.latent_dim, generator=torch.Generator().manual_seed(1))
+    np.testing.assert_array_equal(images.sample(bundle, 3, seed=1), images.decode(bundle, z))
+
+
+def test_latents_are_drawn_as_those_of_the_training_images(
+    image_bundle: Bundle, image_dataset: ImageDataset
+) -> None:
+    drawing = latent_space.load_model(image_bundle).drawing
+    assert drawing is not None
+    means = latent_space.latent_means(image_bundle, image_dataset.part(TRAIN))
+    torch.testing.assert_close(drawing.mean, means.mean(0), rtol=1e-4, atol=1e-5)
+    spread = drawing.basis.T @ drawing.basis
+    torch.testing.assert_close(spread, means.T.cov(), rtol=1e-3, atol=1e-5)
 
 
 def test_no_sample_is_refused(image_bundle: Bundle) -> None:

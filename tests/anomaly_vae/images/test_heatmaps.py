@@ -26,6 +26,7 @@ from anomaly_vae.images.heatmaps import (
     fit_scale,
     overlay,
     png,
+    region_pixels,
     regions,
     sheet,
     smoothed,
@@ -170,6 +171,16 @@ def test_regions_come_largest_first_and_no_more_than_asked() -> None:
     assert [(one.x <= x < one.x + one.width) for one, x in zip(found, (45, 20, 12), strict=True)]
     assert regions(heat, SCALE, limit=2) == found[:2]
     assert regions(heat, SCALE, limit=0) == ()
+
+
+@given(MAPS)
+def test_the_pixels_in_regions_are_as_many_as_their_areas(heat: Maps) -> None:
+    found, inside = regions(heat, SCALE, limit=None), region_pixels(heat, SCALE)
+    assert inside.sum() == sum(one.area for one in found)
+    boxes = np.zeros(heat.shape, bool)
+    for one in found:
+        boxes[one.y : one.y + one.height, one.x : one.x + one.width] = True
+    assert not (inside & ~boxes).any()
 
 
 def test_a_negative_level_does_not_put_the_smallest_region_first() -> None:

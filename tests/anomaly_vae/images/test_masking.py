@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ from PIL import Image
 from anomaly_vae.config.data import ImageData
 from anomaly_vae.errors import ConfigError
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
-from anomaly_vae.images.masking import ENCODED_OUTSIDE, NOTHING, OUTSIDE, Region, foreground
+from anomaly_vae.images.masking import (
+    ENCODED_OUTSIDE,
+    NO_MASK,
+    NOTHING,
+    OUTSIDE,
+    Region,
+    foreground,
+)
 from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage
 from anomaly_vae.images.schema import ImageSchema
 
@@ -93,13 +101,43 @@ def test_an_image_of_which_nothing_counts_is_refused() -> None:
 CORNER = Region.of(np.pad(np.ones((8, 8), bool), (0, SIZE - 8)))
 
 
-@pytest.mark.parametrize("mask", [None, "foreground", CORNER], ids=["all", "foreground", "corner"])
+@pytest.mark.parametrize("mask", [None, "foreground", "own", CORNER], ids=str)
 @pytest.mark.parametrize("spacing", ["auto", 1.5])
 def test_the_example_of_a_model_can_be_scored_by_it(mask: Any, spacing: Any) -> None:
     schema = ImageSchema(SIZE, 1, fit="pad", spacing=spacing, mask=mask)
     encoding = ImageEncoding(ImageLayout(1, SIZE), "standardise", masked=mask is not None)
     batch = schema.from_records([encoding.typical_record(schema)])
     assert not batch.problems
+
+
+def test_an_image_brings_its_own_mask() -> None:
+    schema = ImageSchema(SIZE, 1, fit="pad", mask="own")
+    assert ImageSchema.from_json(schema.to_json()) == schema
+    mask = np.zeros((SIZE, 2 * SIZE), bool)
+    mask[:, : SIZE // 2] = True
+    wide = np.hstack([head(seed=1), head(seed=2)])
+    image = replace(decoded(wide), mask=mask)
+    whole = ImageSchema(SIZE, 1, fit="pad").from_images([image]).values["image"][0, 0]
+    values = schema.from_images([image]).values["image"][0, 0]
+    inside = np.zeros((SIZE, SIZE), bool)
+    inside[SIZE // 4 : 3 * SIZE // 4, : SIZE // 4] = True
+    np.testing.assert_array_equal(values[inside], whole[inside])
+    assert (values[~inside] == OUTSIDE).all()
+    full = replace(image, mask=np.ones_like(mask))
+    padding = schema.from_images([full]).values["image"][0, 0] == OUTSIDE
+    assert padding[: SIZE // 4].all()
+    assert padding.mean() == 0.5
+
+
+def test_an_image_without_its_mask_is_refused() -> None:
+    schema = ImageSchema(SIZE, 1, mask="own")
+    missing, other, empty = (
+        replace(decoded(head()), mask=mask)
+        for mask in (None, np.ones((3, 3), bool), np.zeros((SIZE, SIZE), bool))
+    )
+    batch = schema.from_images([missing, other, empty])
+    assert [one.reason for one in batch.problems] == [NO_MASK, NO_MASK, NOTHING]
+    assert "mask" not in ImageData(path="x", mask="own").unset
 
 
 def test_padding_is_no_foreground() -> None:

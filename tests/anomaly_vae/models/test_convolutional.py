@@ -22,7 +22,8 @@ from anomaly_vae.models.convolutional import (
 from anomaly_vae.models.networks import Encoder
 
 SIZES = st.integers(16, 256)
-NETWORKS = [(False, "shuffle"), (False, "transposed"), (True, "shuffle"), (True, "transposed")]
+UPSAMPLINGS = ["resize", "shuffle", "transposed"]
+NETWORKS = [(residual, upsampling) for residual in (False, True) for upsampling in UPSAMPLINGS]
 
 
 def rows(n: int, layout: ImageLayout, seed: int = 0) -> Tensor:
@@ -118,11 +119,18 @@ def test_the_log_variance_is_bounded() -> None:
     assert log_var.max() <= high
 
 
-@pytest.mark.parametrize("upsampling", ["shuffle", "transposed"])
+@pytest.mark.parametrize("upsampling", UPSAMPLINGS)
 def test_doubling_doubles_and_halving_halves(upsampling: str) -> None:
     images = torch.rand(2, 4, 6, 6)
     assert upsample(4, 3, upsampling)(images).shape == (2, 3, 12, 12)
     assert Down(4, 8)(images).shape == (2, 8, 3, 3)
+
+
+@pytest.mark.parametrize("upsampling", UPSAMPLINGS)
+def test_only_enlarging_linearly_leaves_neither_grid_nor_frame(upsampling: str) -> None:
+    enlarged = upsample(4, 3, upsampling)(torch.rand(1, 4, 1, 1).expand(1, 4, 6, 6))
+    spread = (enlarged - enlarged[..., :1, :1]).abs().max()
+    assert (spread < 1e-5) == (upsampling == "resize")
 
 
 def test_a_residual_block_without_its_branch_is_the_identity() -> None:

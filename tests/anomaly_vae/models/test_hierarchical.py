@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anomaly_vae.config.model import ImageModelConfig
-from anomaly_vae.images.encoding import ImageLayout
+from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.models.builder import build
 from anomaly_vae.models.convolutional import Geometry
 from anomaly_vae.models.hierarchical import (
@@ -21,6 +21,7 @@ from anomaly_vae.models.hierarchical import (
     Level,
     TopDown,
 )
+from anomaly_vae.training.kinds import KINDS
 
 LAYOUT = ImageLayout(1, 16)
 
@@ -125,7 +126,7 @@ def test_the_divergence_is_that_of_normals_from_the_standard_one() -> None:
 
 
 def test_the_log_variance_is_bounded_however_far_the_state() -> None:
-    level = Level(4, 2)
+    level = Level(4, 2, "zeros")
     state = 1e6 * torch.randn(5, 4, 8, 8)
     _, log_var = level.infer(state, state)
     assert log_var.min() >= LOG_VAR_BOUNDS[0]
@@ -150,3 +151,27 @@ def test_the_autoencoder_draws_nothing() -> None:
             for noise in (torch.zeros(1, twin.latent_dim), torch.ones(1, twin.latent_dim))
         )
     torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("upsampling", ["resize", "shuffle"])
+def test_only_enlarging_linearly_leaves_neither_grid_nor_frame(upsampling: str) -> None:
+    built = model(ImageLayout(1, 32), upsampling=upsampling)
+    with torch.no_grad():
+        image = built.decoder(torch.zeros(1, built.latent_dim))
+    assert (image.std() < 1e-5) == (upsampling == "resize")
+
+
+def test_a_model_of_an_earlier_version_keeps_its_upsampling() -> None:
+    section = ImageModelConfig(network="hierarchical", width=4).model_dump()
+    encoding = ImageEncoding(LAYOUT, "standardise")
+    new = KINDS["image"].build_stored(section, encoding).decoder
+    old = (
+        KINDS["image"]
+        .build_stored(
+            {key: value for key, value in section.items() if key != "upsampling"}, encoding
+        )
+        .decoder
+    )
+    assert isinstance(new, TopDown)
+    assert isinstance(old, TopDown)
+    assert (new.enlargement, old.enlargement) == ("bilinear", "nearest")

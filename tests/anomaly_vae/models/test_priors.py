@@ -12,7 +12,13 @@ from scipy import stats
 from scipy.special import logsumexp
 from torch.distributions import Normal, kl_divergence
 
-from anomaly_vae.models.priors import MIN_EXPONENT, Mixture, StandardNormal, log_sum_exp
+from anomaly_vae.models.priors import (
+    MIN_EXPONENT,
+    LatentGaussian,
+    Mixture,
+    StandardNormal,
+    log_sum_exp,
+)
 from tests.support import naive
 
 PRIOR = StandardNormal()
@@ -143,3 +149,24 @@ def test_no_exponential_of_it_is_subnormal() -> None:
     least = torch.tensor(MIN_EXPONENT).exp()
     assert least > torch.finfo(torch.float32).tiny
     assert torch.tensor(1.0) + 1024 * least == 1.0  # nor is any missed
+
+
+def test_latents_are_drawn_as_the_fitted_ones_vary() -> None:
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.tensor([3.0, 0.0, 1.0, 0.0])
+    latents = 5 + torch.randn(400, 4, generator=generator) * spread
+    drawn = LatentGaussian.fit(latents).sample(4000, generator)
+    torch.testing.assert_close(drawn.mean(0), latents.mean(0), atol=0.2, rtol=0)
+    torch.testing.assert_close(drawn.std(0), latents.std(0), atol=0.2, rtol=0)
+
+
+def test_the_directions_are_few_and_are_those_of_most_variance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.linspace(2, 0.1, 40)
+    latents = torch.randn(300, 40, generator=generator) * scale
+    basis = LatentGaussian.fit(latents).basis
+    assert basis.shape == (LatentGaussian.RANK, 40)
+    kept = basis.square().sum(0) / latents.var(0)
+    assert kept[:8].min() > 0.8
+    assert kept[-8:].max() < 0.2
+    assert LatentGaussian.fit(latents[:3]).basis.shape == (3, 40)

@@ -1,8 +1,10 @@
 """PNG, JPEG, GIF, BMP, WebP and JPEG 2000 become the pixels and frames they hold."""
 
+import base64
 import io
 import struct
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import imagecodecs
@@ -11,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from anomaly_vae.images.decoding import read_bytes, read_file
+from anomaly_vae.images.encoding import encode_png
 from anomaly_vae.images.pixels import DecodedImage, DecodeFailure, DecodeOptions
 from tests.support.raster_files import COLOUR, DEEP, GREY, OPTIONS, RNG, only, saved, tiff
 
@@ -226,3 +230,43 @@ def test_a_size_over_the_limit_is_refused_before_anything_is_decoded(name, capfd
     assert tracemalloc.get_traced_memory()[1] < 5e6
     tracemalloc.stop()
     assert capfd.readouterr() == ("", "")
+
+
+# ---------------------------------------------------------------- masks
+
+
+def mask_of(content):
+    (image,) = read_bytes(content, OPTIONS)
+    return image.mask
+
+
+def test_transparent_pixels_do_not_count():
+    alpha = np.where(GREY > 128, 255, 0).astype(np.uint8)
+    for kind, layers in (("PNG", [GREY, alpha]), ("PNG", [*COLOUR[:, :, :3].T, alpha.T])):
+        joined = np.stack(layers, -1)
+        shown = joined if len(layers) == 2 else joined.swapaxes(0, 1)
+        np.testing.assert_array_equal(mask_of(saved(shown, kind)), alpha > 0)
+    assert mask_of(saved(GREY, "PNG")) is None
+    assert mask_of(saved(GREY, "JPEG")) is None
+
+
+@given(arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=20)))
+def test_a_mask_survives_encoding(mask):
+    deep = np.arange(mask.size, dtype=np.uint16).reshape(mask.shape)
+    content = encode_png(DecodedImage(deep, 0, mask=mask))
+    np.testing.assert_array_equal(mask_of(content), mask)
+    np.testing.assert_array_equal(only(content), deep)
+
+
+LONG, BOMB = b"x" * 99, zlib.compress(b"\xff" * 10**7)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no base64!", *(base64.b64encode(c).decode() for c in (LONG, BOMB))]
+)
+def test_a_text_that_is_no_mask_is_none(text):
+    info = PngInfo()
+    info.add_text("Mask", text)
+    content = saved(GREY, "PNG", pnginfo=info)
+    assert mask_of(content) is None
+    np.testing.assert_array_equal(only(content), GREY.astype(int) * 257)

@@ -25,6 +25,7 @@ from pydicom.uid import SecondaryCaptureImageStorage
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.conformal import calibrate
 from anomaly_vae.errors import ConfigError, DataError
+from anomaly_vae.estimators.image import ImageVAEDetector
 from anomaly_vae.files import locked
 from anomaly_vae.images.pixels import DecodedImage
 from anomaly_vae.images.schema import ImageSchema
@@ -758,3 +759,66 @@ def test_maps_of_a_score_that_does_not_localise_come_with_a_warning(
     model = replace(every, bundle=replace(every.bundle, manifest=manifest))
     score_images(model, [str(scans)], out, heatmaps=HeatmapOptions(maps=MapFormat.NPY))
     assert "this score does not localise" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("dicom", ".dcm"), ("dicom-seg", ".seg.dcm")])
+def test_maps_of_dicom_images_refer_to_them_and_other_files_are_refused(
+    every: LoadedModel, tmp_path: Path, out: Path, kind: str, suffix: str
+) -> None:
+    folder = write(tmp_path / "in", blobs(2))
+    source = get_testdata_file("CT_small.dcm", download=False)
+    assert isinstance(source, str)
+    shutil.copy(source, folder / "ct.dcm")
+    summary = score_images(every, [str(folder)], out, heatmaps=HeatmapOptions(maps=MapFormat(kind)))
+    assert (summary["maps"], summary["maps_refused"]) == (1, 2)
+    (name,) = pictures(out, MAPS)
+    assert name.endswith(suffix)
+    read, image = dcmread(source), dcmread(out / MAPS / name)
+    assert image.pixel_array.shape == (read.Rows, read.Columns)
+    assert image.SourceImageSequence[0].ReferencedSOPInstanceUID == read.SOPInstanceUID
+    if kind == "dicom":
+        npy = score_images(
+            every, [str(folder)], tmp_path / "npy", heatmaps=HeatmapOptions(maps=MapFormat.NPY)
+        )
+        assert npy["maps_refused"] == 0
+        (of_ct,) = (one for one in pictures(tmp_path / "npy", MAPS) if one.startswith("ct-"))
+        assert np.array_equal(image.pixel_array, np.load(tmp_path / "npy" / MAPS / of_ct))
+
+
+def test_regions_of_a_score_that_does_not_localise_are_no_segments(
+    every: LoadedModel, scans: Path, out: Path
+) -> None:
+    figures = {"images": 20, "auroc": 0.5, "auroc_low": 0.4, "average_precision": 0.1}
+    manifest = {**every.bundle.manifest, "localization": figures | {"base_rate": 0.1}}
+    model = replace(every, bundle=replace(every.bundle, manifest=manifest))
+    with pytest.raises(ConfigError, match="--maps dicom-seg: this score does not localise"):
+        score_images(model, [str(scans)], out, heatmaps=HeatmapOptions(maps=MapFormat.DICOM_SEG))
+    assert not out.exists()
+
+
+# ---------------------------------------------------------------- masks of images
+
+
+def test_a_model_with_masks_scores_what_counts_and_refuses_images_without(
+    tmp_path: Path, out: Path
+) -> None:
+    images, mask = blobs(24), np.zeros((24, 24), np.uint8)
+    mask[4:20, 4:20] = 255
+    clear = write(tmp_path / "clear", [np.dstack([image, mask]) for image in images])
+    marked = images.copy()
+    marked[0, :3] = 255  # outside of the mask, where it must not count
+    opaque = write(tmp_path / "opaque", marked)
+    Image.fromarray(mask).save(opaque / "mask.png")
+    rows = [f"{i}.png,mask.png" for i in range(4)] + ["5.png,"]
+    (opaque / "m.csv").write_text("\n".join(["path,mask", *rows]))
+    paths = [str(clear / f"{i}.png") for i in range(24)]
+    detector = ImageVAEDetector(
+        network="dense", size=24, hidden_dim=8, latent_dim=2, epochs=1, alpha=0.2, mask="own"
+    ).fit(paths)
+    summary = score_images(LoadedModel(detector.bundle_), [str(opaque / "m.csv")], out)
+    assert (summary["scored"], summary["rejected"]) == (4, 1)
+    assert rejects(out)[0]["reason"].startswith("it has no mask, which the model needs")
+    np.testing.assert_allclose(
+        parts(out)["score"].to_numpy(), -detector.score_samples(paths[:4]), rtol=1e-6
+    )
+    assert (detector.heatmap(paths[:1])[0][mask == 0] == 0).all()

@@ -26,9 +26,23 @@ from pipelines.datasets.images.dataset import ImageDataset, load_images, read_la
 from pipelines.datasets.loading import load_dataset
 from tests.support.image_folders import Write, png, tiff
 from tests.support.image_uploads import dicom_file
-from tests.support.scans import N_ANOMALIES, N_SCANS, blobs, coloured
+from tests.support.scans import N_ANOMALIES, N_SCANS, SIZE, blobs, coloured
 
 SCHEMA = ImageSchema(16, 1)
+
+
+def test_the_test_table_keeps_the_masks_of_images(tmp_path: Path) -> None:
+    for i, image in enumerate(blobs(40)):
+        png(tmp_path / f"{i}.png", image)
+        mask = np.zeros((SIZE, SIZE), np.uint8)
+        mask[:, 4 : 8 + i % 3] = 1
+        png(tmp_path / "masks" / f"{i}.png", mask)
+    rows = [f"{i}.png,masks/{i}.png" for i in range(40)]
+    (tmp_path / "m.csv").write_text("\n".join(["path,mask", *rows]))
+    data = load_images(ImageData(path=str(tmp_path / "m.csv"), size=SIZE, mask="own"))
+    again = data.schema.from_arrow(data.test_table)
+    assert not again.problems
+    np.testing.assert_array_equal(again.values[IMAGE], data.part(TEST).values[IMAGE])
 
 
 def test_labelled_images_come_with_their_index(listing: Write) -> None:

@@ -37,3 +37,12 @@ def test_nothing_outside_the_folder_is_shown(kept, image):
 
 def test_without_a_folder_no_scan_is_kept(kept):
     assert not Pictures(None).is_kept(case_of(1, image="image-1"))
+
+
+def test_the_alternative_text_names_what_is_there(service_of, served, kept):
+    service = service_of(served, cases_images=kept)
+    service.cases.add([case_of(9, image="image-1")])
+    alice = service.visitor("alice")
+    assert 'alt="The scan and its heatmap"' in alice.text("/cases/4")
+    (kept / "image-1" / "expected.png").write_bytes(b"expected")
+    assert 'alt="The scan, what the model expected, and its heatmap"' in alice.text("/cases/4")

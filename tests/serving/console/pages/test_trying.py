@@ -1,6 +1,7 @@
 """Trying rows and scans."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -103,6 +104,17 @@ def test_an_unknown_model_is_refused(alice):
     assert alice.post("/try", model="x", text="a").status_code == 404
 
 
+def test_the_alternative_text_names_no_panel_that_is_not_drawn(service_of, keen_scanner, pngs):
+    for changes, text in (
+        ({"expects": False}, "The scan and its heatmap"),
+        ({"localizes": False}, "The scan, what the model expected, and no heatmap"),
+    ):
+        scale = replace(keen_scanner.heat_scale, **changes)
+        alice = service_of(replace(keen_scanner, heat_scale=scale)).visitor("alice")
+        answer = alice.post("/try", files=[("files", ("a.png", pngs[0]))])
+        assert f'alt="{text}' in answer.text
+
+
 def test_scans_are_scored_and_drawn(service_of, keen_scanner, pngs):
     service: Service = service_of(keen_scanner)
     alice = service.visitor("alice")
@@ -112,6 +124,7 @@ def test_scans_are_scored_and_drawn(service_of, keen_scanner, pngs):
     assert answer.status_code == 200
     assert "a&lt;b.png" in answer.text
     assert answer.text.count("data:image/png;base64,iVBOR") == 1
+    assert 'alt="The scan, what the model expected, and its heatmap"' in answer.text
     assert "the area from x" in answer.text
     assert answer.text.count("not scored</span>") == 1
     nothing = alice.post("/try", files=[("files", ("", b""))])

@@ -202,6 +202,7 @@ def test_images_to_a_model_of_tables_hear_what_to_send(client, headers):
         (b"explain=all&heatmap=png", ImageOptions(None, True)),
         (b"heatmap=%70ng", ImageOptions(0, True)),
         (b"&&explain=2&", ImageOptions(2)),
+        (b"group=patient", ImageOptions(group="patient")),
     ],
 )
 def test_options(query, asked):

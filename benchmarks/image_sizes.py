@@ -1,0 +1,106 @@
+"""Measure what image models of several sizes cost: memory, time to fit and time to score.
+
+Simulated scans are prepared at sides of 64 to 256 pixels. The default model, and the model with a
+localisation head, are fitted for a few epochs only, each in a process of its own; minutes are those
+of a whole fit, from the CPU time of an epoch and the number of epochs that a fit may take. Memory
+is the peak of the process, with libraries and images.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from anomaly_vae.config import validate_config
+from anomaly_vae.config.detector import merged
+from anomaly_vae.images.schema import ImageSchema, crop_and_resize, image_batch
+from anomaly_vae.simulation.scans import simulate_scans
+from anomaly_vae.training.fit import fit_bundle, prepare
+from benchmarks.common import (
+    Column,
+    Ledger,
+    Options,
+    cpu_seconds,
+    environment,
+    one_thread,
+    summary_table,
+)
+from benchmarks.sizes import peak_memory
+
+SIDES, SHORT_SIDES = (64, 96, 128, 192, 256), (64,)
+"""Sides of images to measure, in pixels."""
+SEEDS = 1
+"""Number of seeds."""
+IMAGES, HELD_OUT, SCORED = 400, 40, 16
+"""Numbers of images that train, that validate, and whose scoring is timed."""
+EPOCHS, WHOLE_FIT = 2, 46
+"""Number of epochs that are timed beyond the first, and of a whole fit as a rule."""
+METHODS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "localization_head": {"model": {"localization_head": True}, "score": "contamination"},
+}
+"""Overrides of the default configuration."""
+KEYS = ("model", "side", "seed")
+RESULT_COLUMNS = {
+    "epoch_seconds": Column("epoch, CPU-s", ".1f", show_deviation=False),
+    "fit_minutes": Column("fit, CPU-min", ".1f", show_deviation=False),
+    "score_ms": Column("score an image, CPU-ms", ".1f", show_deviation=False),
+    "peak_mib": Column("memory, MiB", ".0f", show_deviation=False),
+}
+
+
+def measure(method: str, side: int, seed: int) -> dict[str, float]:
+    """Measure the cost of a model; meant to run in a process of its own."""
+    scans = simulate_scans(IMAGES + HELD_OUT, seed, size=96, lesion_share=0).images
+    images = np.stack([crop_and_resize(one.astype(np.uint16) * 257, side, 1) for one in scans])
+    parts = image_batch(images[HELD_OUT:]), image_batch(images[:HELD_OUT])
+    with one_thread():
+        _, first = cpu_seconds(lambda: _fitted(method, side, seed, 1, parts))
+        scorer, more = cpu_seconds(lambda: _fitted(method, side, seed, 1 + EPOCHS, parts))
+        scorer.score(parts[1].take(np.arange(1)))  # the first image loads the graph
+        _, score = cpu_seconds(lambda: scorer.score(parts[1].take(np.arange(SCORED))))
+    epoch = (more - first) / EPOCHS
+    return {
+        "epoch_seconds": epoch,
+        "fit_minutes": (first + (WHOLE_FIT - 1) * epoch) / 60,
+        "score_ms": 1000 * score / SCORED,
+        "peak_mib": peak_memory(),
+    }
+
+
+def _fitted(method: str, side: int, seed: int, epochs: int, parts: tuple[Any, Any]) -> Any:
+    base = {
+        "kind": "image",
+        "name": "sizes",
+        "data": {"path": "images", "size": side},
+        "training": {"seed": seed, "epochs": epochs},
+    }
+    config = validate_config(merged(base, METHODS[method]))
+    prepared = prepare(config, ImageSchema(side, 1), *parts)
+    return fit_bundle(config, prepared, data={}).bundle.scorer
+
+
+def run(options: Options) -> None:
+    """Run the missing measurements and write the tables."""
+    ledger = Ledger(options.result_path("image_sizes.csv"), KEYS)
+    for key in _plan(options):
+        if key not in ledger:
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                ledger.add(key, pool.submit(measure, *key).result())
+    tables = (
+        f"{name}\n\n{summary_table(rows.sort_values('side'), 'side', RESULT_COLUMNS)}"
+        for name, rows in ledger.rows.groupby("model", sort=False)
+    )
+    text = "\n".join((*tables, environment()))
+    options.result_path("image_sizes.md").write_text(text, encoding="utf-8")
+    print(f"\n{text}")
+
+
+def _plan(options: Options) -> Iterator[tuple[str, int, int]]:
+    for side in SHORT_SIDES if options.short else SIDES:
+        wanted = [name for name in METHODS if options.wants(f"{name}/{side}")]
+        yield from ((name, side, seed) for name in wanted for seed in range(SEEDS))
