@@ -18,6 +18,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "known": ("fraud",),
     "scans": ("mri", "pneumoniamnist.npz"),
     "parts": ("tiles",),
+    "inserted_defects": ("tiles",),
     "promise": ("adbench", "fraud"),
     "merchants": ("fraud",),
     "thresholds": (),

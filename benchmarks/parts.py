@@ -132,7 +132,7 @@ def measure(method: Method, task: Task, seed: int) -> dict[str, float]:
     """Measure one method with one seed."""
     (scores, maps), fit, seconds = method(task, seed)
     metrics = {"fit_seconds": fit, "score_seconds": seconds}
-    for defect in ("all", *DEFECTS):
+    for defect in ("all", *np.unique(task.kind[task.kind != GOOD])):
         chosen = (task.kind == GOOD) | (defect == "all") | (task.kind == defect)
         name = "" if defect == "all" else f"_{defect}"
         anomaly = task.kind[chosen] != GOOD
