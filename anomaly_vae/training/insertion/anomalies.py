@@ -80,10 +80,10 @@ def _drawn(draw: Draw) -> Tensor:
     return torch.cat([(alpha > 0.5).to(alpha), torch.lerp(draw.images, filling(draw), alpha)], 1)
 
 
-KINDS: Choices = ((0.15, _clean), (0.25, _patched), (0.6, _drawn))
+KINDS: Choices = ((0.1, _clean), (0.2, _patched), (0.7, _drawn))
 """What is done with an image, with its probability; the results (N, 1 + C, H, W) are a mask of the
 pixels that may count as anomalous, and the changed image."""
-SHAPES: Choices = ((0.5, islands), (0.33, ellipses), (0.17, lines))
+SHAPES: Choices = ((0.5, islands), (0.35, ellipses), (0.15, lines))
 """Shapes that are drawn, with their probabilities."""
 
 
