@@ -24,6 +24,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "thresholds": (),
     "guarantee": (),
     "unusual": ("mri", "pneumoniamnist.npz", "tiles", "fraud"),
+    "sources": ("mri", "pneumoniamnist.npz", "tiles"),
     "watch": ("fraud",),
     "sizes": (),
     "fitting": ("adbench",),

@@ -133,13 +133,13 @@ class ImageScore(nn.Module):
         log_odds = blur(maps, self.kernel).flatten(1)
         exceeding = max(round(EXCEEDING * log_odds.shape[1]), 1)
         usual = log_odds.topk(exceeding, dim=1).values[:, -1:]
-        return log_odds - RELATIVE * usual
+        return torch.sub(log_odds, usual, alpha=RELATIVE)
 
     def _head(self, images: Tensor) -> Tensor:
         """Return the head's log-odds (N, 1, S, S) for images (N, C, S, S)."""
         assert self.model.contamination is not None, "the configuration guarantees a head"
         log_odds: Tensor = self.model.contamination(images.flatten(1))
-        return log_odds.unflatten(1, (1, self.layout.size, -1))
+        return log_odds.view(-1, 1, self.layout.size, self.layout.size)
 
     @torch.no_grad()
     def fit_statistics(self, x: Tensor) -> None:
