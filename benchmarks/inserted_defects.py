@@ -22,7 +22,7 @@ from PIL import Image
 
 from anomaly_vae.simulation.scans import insert_lesions
 from benchmarks.common import Column, Ledger, Options, environment, summary_table
-from benchmarks.parts import BACKBONE, GOOD, SHORT_STRIDE, Method, Task, measure, ours
+from benchmarks.parts import BACKBONE, GOOD, HEAD, SHORT_STRIDE, Method, Task, measure, ours
 
 Floats = NDArray[np.floating[Any]]
 HELD_OUT = 4
@@ -35,13 +35,12 @@ CONTRAST = (0.5, 1.5)
 """Minimum and maximum contrast of a crack, in standard deviations of the image."""
 EDGE = 0.5
 """Share of a pixel from which on it belongs to a crack."""
-HEAD: dict[str, Any] = {"localization_head": True, "score_type": "contamination", "fit_mode": "pad"}
 METHODS: dict[str, Method] = {
     "backbone, stretch": BACKBONE,
     "backbone, pad": partial(BACKBONE, fit_mode="pad"),
     "backbone, crop": partial(BACKBONE, fit_mode="crop"),
     "no backbone, 64 px": ours,
-    "no backbone, head, 128 px, 48 epochs": partial(ours, size=128, epochs=48, **HEAD),
+    "head, 96 px": HEAD,
 }
 
 

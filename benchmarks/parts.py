@@ -119,8 +119,12 @@ def _size(path: str) -> Floats:
 
 Method = Callable[[Task, int], tuple[Scored, float, float]]
 BACKBONE = partial(ours, backbone="efficientnet_lite0")
+HEAD = partial(
+    ours, size=96, epochs=48, batch_size=16, localization_head=True, score_type="contamination"
+)
 METHODS: dict[str, Method] = {
     "ours, backbone": BACKBONE,
+    "ours, localisation head, 96 px": HEAD,
     "ours, 192 px, no backbone": partial(ours, size=RAW_SIDE),
     "kNN, k = 1, raw": partial(nearest, _raw),
     "kNN, k = 1, standardised": partial(nearest, _standardised),
