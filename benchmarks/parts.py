@@ -119,8 +119,12 @@ def _size(path: str) -> Floats:
 
 Method = Callable[[Task, int], tuple[Scored, float, float]]
 BACKBONE = partial(ours, backbone="efficientnet_lite0")
+HEAD = partial(
+    ours, size=96, epochs=48, batch_size=16, localization_head=True, score_type="contamination"
+)
 METHODS: dict[str, Method] = {
     "ours, backbone": BACKBONE,
+    "ours, localisation head, 96 px": HEAD,
     "ours, 192 px, no backbone": partial(ours, size=RAW_SIDE),
     "kNN, k = 1, raw": partial(nearest, _raw),
     "kNN, k = 1, standardised": partial(nearest, _standardised),
@@ -132,7 +136,7 @@ def measure(method: Method, task: Task, seed: int) -> dict[str, float]:
     """Measure one method with one seed."""
     (scores, maps), fit, seconds = method(task, seed)
     metrics = {"fit_seconds": fit, "score_seconds": seconds}
-    for defect in ("all", *DEFECTS):
+    for defect in ("all", *np.unique(task.kind[task.kind != GOOD])):
         chosen = (task.kind == GOOD) | (defect == "all") | (task.kind == defect)
         name = "" if defect == "all" else f"_{defect}"
         anomaly = task.kind[chosen] != GOOD

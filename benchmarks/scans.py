@@ -333,16 +333,22 @@ def image_statistic(name: str, value: Callable[[Images], Any]) -> Method:
 
 
 NO_CORRUPTION = {"corruption": {"type": "none"}}
-CONTAMINATION: Mapping[str, Any] = {
-    "model": {"localization_head": True},
-    "score": {"type": "contamination"},
-    "training": {
-        "epochs": 48
-    },  # about 1,500 steps; detection improves with the number of synthetic anomalies
-}
+
+
+def contamination(epochs: int) -> Method:
+    """Return a method: the score of the localisation head, which improves with the epochs."""
+    return ours(
+        f"ours, score: contamination, {epochs} epochs",
+        model={"localization_head": True},
+        score={"type": "contamination"},
+        training={"epochs": epochs, "batch_size": 16, "precision": "bfloat16"},
+    )
+
+
 OURS = (
     ours("VAE (ours)"),
-    ours("ours, score: contamination, 48 epochs", **CONTAMINATION),
+    contamination(48),
+    contamination(192),
     ours("ours, score: reconstruction", score={"type": "reconstruction"}),
     ours("ours, not standardised", score={"standardise": False}),
     ours("ours, no corruption", training=NO_CORRUPTION),

@@ -10,9 +10,10 @@ The outputs are
 
 A standardised score measures each share relative to its mean and standard deviation on held-out
 normal images, and is then not in nats. The localization score (type "contamination") is minus the
-log-probability that no pixel is anomalous, Σ softplus(2 (ℓ − level)). Here ℓ are the log-odds of
-the localization head after smoothing by one pixel, and three pixels in a thousand of held-out
-normal images exceed the level.
+log-probability that no pixel is anomalous, Σ softplus(4 (ℓ − level)). Here ℓ are the log-odds of
+the localization head, averaged over the image and its mirror image and smoothed by one pixel, less
+a share of what a twentieth of the image's pixels exceed: in an image that looks odd everywhere, a
+place has to stand out more. Three pixels in a thousand of held-out normal images exceed the level.
 
 If only some pixels count, the others, which are marked in x, add nothing to the score.
 """
@@ -34,8 +35,11 @@ CHUNK_IMAGES = 64
 """Number of images that are scored at a time while statistics are estimated."""
 SMOOTHING = 1.0
 """Standard deviation of the blur over the statistics of neighbouring pixels, in pixels."""
-GAIN, LEVEL_QUANTILE = 2.0, 0.997
+GAIN, LEVEL_QUANTILE = 4.0, 0.997
 """Steepness of the localization score above the level, and the quantile that defines the level."""
+RELATIVE, EXCEEDING = 0.7, 0.05
+"""Share that is subtracted of the log-odds that a share of the image's pixels exceed, and this
+second share."""
 MIN_SCALE_SHARE = 0.1
 """Fraction of the overall standard deviation that is added to that of each pixel, so that no
 divisor is 0."""
@@ -123,10 +127,19 @@ class ImageScore(nn.Module):
         return share.repeat(1, self.layout.channels)
 
     def _log_odds(self, x: Tensor) -> Tensor:
-        """Return the log-odds of the pixels (N, S²), smoothed by one pixel."""
+        """Return the log-odds of the pixels (N, S²), smoothed, relative to the whole image's."""
+        images = x.unflatten(1, self.layout.shape)
+        maps = (self._head(images) + self._head(images.flip(-1)).flip(-1)) / 2
+        log_odds = blur(maps, self.kernel).flatten(1)
+        exceeding = max(round(EXCEEDING * log_odds.shape[1]), 1)
+        usual = log_odds.topk(exceeding, dim=1).values[:, -1:]
+        return torch.sub(log_odds, usual, alpha=RELATIVE)
+
+    def _head(self, images: Tensor) -> Tensor:
+        """Return the head's log-odds (N, 1, S, S) for images (N, C, S, S)."""
         assert self.model.contamination is not None, "the configuration guarantees a head"
-        maps = self.model.contamination(x).unflatten(1, (1, self.layout.size, -1))
-        return blur(maps, self.kernel).flatten(1)
+        log_odds: Tensor = self.model.contamination(images.flatten(1))
+        return log_odds.view(-1, 1, self.layout.size, self.layout.size)
 
     @torch.no_grad()
     def fit_statistics(self, x: Tensor) -> None:

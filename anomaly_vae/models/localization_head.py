@@ -2,9 +2,10 @@
 
 Let m_i mark pixel i as anomalous. The posterior q(m|x) = Π Bernoulli(σ(ℓ_i(x))) is fitted to images
 with inserted anomalies whose position is known, which is the sleep phase of Hinton et al. 1995. The
-insertions are generic (smooth shapes filled with shifted, blurred, foreign or textured tissue), so
-that the network learns to find whatever does not continue its surroundings rather than one kind of
-lesion.
+insertions are generic, so that the network learns to find whatever does not continue its
+surroundings rather than one kind of lesion: islands, ellipses and lines filled with shifted,
+blurred, foreign or textured tissue, and patches of other images that are blended in without an
+edge.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomaly_vae.models.convolutional import Geometry
-from anomaly_vae.models.hierarchical import Block
+from anomaly_vae.models.hierarchical import Block, channels_last
 
 INITIAL_LOG_ODDS = -3.0
 """Initial log-odds of a pixel; it corresponds to one anomalous pixel in twenty."""
@@ -40,7 +41,8 @@ class LocalizationHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convert images (N, F) into log-odds (N, S²)."""
-        fine = self.fine(F.pixel_unshuffle(self.geometry.pad(x), 2))
+        images = F.pixel_unshuffle(self.geometry.pad(x), 2)
+        fine = self.fine(channels_last(images) if self.training else images)
         middle = self.middle(F.avg_pool2d(fine, 2))
         coarse = self.coarse(F.avg_pool2d(middle, 2))
         middle = self.to_middle(torch.cat([middle, F.interpolate(coarse, scale_factor=2.0)], 1))

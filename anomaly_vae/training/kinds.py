@@ -43,8 +43,8 @@ from anomaly_vae.models.vae import VAE
 from anomaly_vae.scoring.modality import Encoding, Schema
 from anomaly_vae.training.aggregated_posterior import finalize
 from anomaly_vae.training.augmentation import DistortedImages, NoisyCells, Views
+from anomaly_vae.training.insertion import synthetic
 from anomaly_vae.training.patches import PATCH_NOISE, patch_rows
-from anomaly_vae.training.synthetic_anomalies import synthetic
 
 MEASURED = {"center", "offset", "scale", "shift", "limits", "usual"}
 """Keys of an encoded column that are measured on the rows; the other keys define its meaning."""

@@ -32,6 +32,16 @@ def blobs(n: int, seed: int = 0, size: int = SIZE) -> Pixels:
     return np.rint(255 * images.clip(0, 1)).astype(np.uint8)
 
 
+def smooth(n: int, size: int, channels: int = 1) -> NDArray[np.float32]:
+    """Make n smooth images (n, channels, size, size) on [0, 0.6] with a black margin at the top."""
+    coarse = np.random.default_rng(1).random((n, channels, 8, 8), np.float32)
+    at = np.linspace(0, 7, size)
+    weights = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(8))).astype(np.float32)
+    images = 0.2 + 0.4 * np.einsum("ia,ncab,jb->ncij", weights, coarse, weights)
+    images[:, :, : size // 5] = 0
+    return images
+
+
 def patched(images: Pixels, seed: int = 0) -> Pixels:
     """Return copies of images with a black and white square near the middle of each."""
     rng, copies = np.random.default_rng(seed), images.copy()

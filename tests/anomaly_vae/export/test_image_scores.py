@@ -10,9 +10,10 @@ from torch import Tensor
 
 from anomaly_vae.config.model import ImageModelConfig
 from anomaly_vae.config.scoring import ImageScoreConfig
-from anomaly_vae.export.image_scores import MIN_SCALE_SHARE, ImageScore
+from anomaly_vae.export.image_scores import LEVEL_QUANTILE, MIN_SCALE_SHARE, RELATIVE, ImageScore
 from anomaly_vae.images.encoding import ImageLayout
 from anomaly_vae.models.builder import build
+from anomaly_vae.models.localization_head import LocalizationHead
 from anomaly_vae.models.vae import Terms, frozen_noise
 
 LAYOUT = ImageLayout(1, 16)
@@ -154,3 +155,37 @@ def test_a_frozen_draw_follows_its_seed() -> None:
     noises = [score(draws=4, seed=seed).noise for seed in (0, 0, 1)]
     assert torch.equal(noises[0], noises[1])
     assert not torch.equal(noises[0], noises[2])
+
+
+HEAD: dict[str, Any] = {"model": {"localization_head": True}, "type": "contamination"}
+
+
+@torch.no_grad()
+def test_a_mirrored_image_has_the_mirrored_map_of_the_localization_head() -> None:
+    layout = ImageLayout(3, 16)
+    found, x = score(layout, **HEAD), images(4, layout)
+    found.fit_statistics(x)
+    mirrored = x.unflatten(1, layout.shape).flip(-1).flatten(1)
+    maps, of_mirrored = (
+        parts(found, of)["nats"].unflatten(1, layout.shape) for of in (x, mirrored)
+    )
+    torch.testing.assert_close(of_mirrored, maps.flip(-1))
+
+
+@torch.no_grad()
+def test_a_place_has_to_stand_out_more_where_the_whole_image_looks_odd() -> None:
+    found, x = score(**HEAD), images(4)
+    before = found._log_odds(x)
+    head = found.model.contamination
+    assert isinstance(head, LocalizationHead)
+    assert head.out.bias is not None
+    head.out.bias += 2.0
+    torch.testing.assert_close(found._log_odds(x), before + (1 - RELATIVE) * 2)
+
+
+@torch.no_grad()
+def test_few_pixels_of_held_out_images_exceed_the_level() -> None:
+    found, x = score(**HEAD), images(40)
+    found.fit_statistics(x)
+    share = (found._log_odds(x) > found.level).float().mean().item()
+    assert share == pytest.approx(1 - LEVEL_QUANTILE, abs=1e-3)

@@ -1,4 +1,4 @@
-"""Anomalies that are inserted into images lie where the mask says, and in tissue only."""
+"""Anomalies that are inserted into images lie where the labels say, and in tissue only."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import torch
 from torch import Tensor
 
 from anomaly_vae.images.encoding import STANDARDISED_STD
-from anomaly_vae.training.synthetic_anomalies import AREA, CLEAN, VISIBLE, inserted, synthetic
+from anomaly_vae.training.insertion.anomalies import KINDS, VISIBLE, inserted, synthetic
+from anomaly_vae.training.insertion.shapes import AREA
+from tests.support.scans import smooth
 
-N, SIDE = 200, 32
+SIDE = 32
+CLEAN = KINDS[0][0]
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def images(n: int = N, channels: int = 1) -> Tensor:
-    """Return smooth images on [0, 1] with a dark margin."""
-    noise = torch.rand((n, channels, 8, 8), generator=generator(1))
-    smooth = torch.nn.functional.interpolate(noise, (SIDE, SIDE), mode="bilinear")
-    smooth[:, :, :6] = 0
-    return 0.4 * smooth + 0.2 * (smooth > 0)
+def images(n: int = 200, channels: int = 1) -> Tensor:
+    return torch.from_numpy(smooth(n, SIDE, channels))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_each_image_is_shown_twice_with_a_mask(channels: int) -> None:
-    changed, mask = synthetic(images(5, channels), generator())
+def test_each_image_is_shown_twice_with_labels(channels: int) -> None:
+    changed, labels = synthetic(images(5, channels), generator())
     assert changed.shape == (10, channels, SIDE, SIDE)
-    assert mask.shape == (10, 1, SIDE, SIDE)
-    assert set(mask.unique().tolist()) <= {0.0, 1.0}
+    assert labels.shape == (10, 1, SIDE, SIDE)
+    assert labels.min() >= 0
+    assert labels.max() <= 1
     assert changed.isfinite().all()
 
 
@@ -47,36 +47,45 @@ def test_the_same_seed_inserts_the_same_and_another_seed_another() -> None:
     assert not torch.equal(one[0], other[0])
 
 
-def test_what_the_mask_marks_has_changed_and_the_rest_hardly() -> None:
+def test_what_the_labels_mark_has_changed_and_the_rest_hardly() -> None:
     before = images()
-    after, mask = inserted(before, generator())
+    after, labels = inserted(before, generator())
     change = (after - before).abs()
-    marked = mask > 0
+    marked, unmarked = labels > 0.5, labels < 0.02
     assert marked.any()
     assert change[marked].mean() > VISIBLE * STANDARDISED_STD
-    assert change[marked].mean() > 10 * change[~marked].mean()
+    assert change[marked].mean() > 10 * change[unmarked].mean()
+
+
+def test_labels_rise_with_the_change() -> None:
+    before = images()
+    after, labels = inserted(before, generator())
+    change = ((after - before).abs() / STANDARDISED_STD)[labels > 0]
+    found = labels[labels > 0]
+    assert found[change > 0.5].mean() > found[change < 0.1].mean() + 0.3
 
 
 def test_a_share_of_the_images_stays_clean() -> None:
     before = images(1_000)
-    after, mask = inserted(before, generator())
+    after, labels = inserted(before, generator())
     same = (after == before).all(3).all(2).all(1)
     assert same.float().mean().item() == pytest.approx(CLEAN, abs=0.04)
-    assert not mask[same].any()
+    assert not labels[same].any()
 
 
 def test_nothing_is_inserted_into_the_background_nor_darker_than_it() -> None:
     before = images()
-    after, _ = inserted(before, generator())
+    after, labels = inserted(before, generator())
     margin = before == 0
     assert margin.any()
     assert torch.equal(after[margin], before[margin])
     assert (after >= before.amin((2, 3), keepdim=True)).all()
+    assert labels.mean() > 0
 
 
-def test_shapes_cover_a_small_part_of_an_image() -> None:
-    _, mask = inserted(images(), generator())
-    areas = mask.mean((1, 2, 3))
+def test_anomalies_cover_a_small_part_of_an_image() -> None:
+    _, labels = inserted(images(), generator())
+    areas = labels.mean((1, 2, 3))
     assert areas.max() < AREA[1] + 0.1
     assert 0.2 * AREA[0] < areas.mean() < AREA[1]
 
