@@ -28,13 +28,13 @@ from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.monitoring.cycles import (
     MIN_DAYS,
     WEEK_CELLS,
-    Bins,
     Cycle,
     Timeline,
     fit_cycle,
     week_cells,
 )
 from anomaly_vae.monitoring.drift import CELLS, ColumnSketch, Drift, Sketches, fit_sketches
+from anomaly_vae.monitoring.entities import Bins
 from anomaly_vae.monitoring.martingale import (
     MAX_TESTS,
     Counts,
@@ -136,8 +136,7 @@ class TimedRows:
 
     def first(self, count: int) -> TimedRows:
         """Return the first rows."""
-        timeline = replace(self.timeline, seconds=self.timeline.seconds[:count])
-        return TimedRows(self.scores[:count], self.x[:count], timeline)
+        return TimedRows(self.scores[:count], self.x[:count], self.timeline.first(count))
 
 
 def fit_times(
