@@ -104,21 +104,20 @@ class EntityRows:
     def dispersion(self, bins: Bins, width: int, rare: bool) -> Dispersion:
         """Return the dispersion of the shares of the bins (N,) of one stream.
 
-        The fall of the covariance is uncertain by a standard deviation over entities, which is
-        added to it. If bins are rare, it is subtracted instead.
+        What is estimated is uncertain by a standard deviation over entities, which is added. If bins
+        are rare, it is subtracted instead.
         """
         pairs = _Pairs(self, bins, width)
         if not len(self.related) or pairs.n_bins < 2:
             return Dispersion(0.0, 0.0)
-        lags, half = self.lags, self.lags.max() / 2
-        same, other = (pairs.covariance(mask)[0] for mask in (lags == 0, lags > 0))
-        near, near_lag = pairs.covariance((lags > 0) & (lags <= half))
-        far, far_lag = pairs.covariance(lags > half)
-        falls = near - far
-        fall = falls.sum() + math.sqrt((falls**2).sum()) * (-1 if rare else 1)
-        further = HORIZON_DAYS - pairs.mean_lag(lags > 0)
-        drift = min(fall / (far_lag - near_lag) * further, float(other.sum()))
-        return Dispersion(float(same.sum() - other.sum()), 2 * max(drift, 0.0))
+        lags, half, sign = self.lags, self.lags.max() / 2, -1 if rare else 1
+        same, other = pairs.covariance(lags == 0), pairs.covariance(lags > 0)
+        near_mask, far_mask = (lags > 0) & (lags <= half), lags > half
+        fall = pairs.covariance(near_mask) - pairs.covariance(far_mask)
+        rate = _bound(fall, sign) / (pairs.mean_lag(far_mask) - pairs.mean_lag(near_mask))
+        further = rate * (HORIZON_DAYS - pairs.mean_lag(lags > 0))
+        drift = max(min(further, float(other.sum())), 0.0)
+        return Dispersion(_bound(same - other, sign), 2 * drift)
 
 
 class _Pairs:
@@ -139,19 +138,15 @@ class _Pairs:
         self._by_entity = _count(rows.entities * n + periods, self._n_entities * n).reshape(-1, n)
         self._owners, self._weights = units // width, weights[units % width]
 
-    def covariance(self, mask: NDArray[np.bool_]) -> tuple[Floats, float]:
-        """Return each entity's part (E,) of the covariance, and the mean distance in days.
-
-        Args:
-            mask: the pairs of periods (n, n) to count.
-        """
+    def covariance(self, mask: NDArray[np.bool_]) -> Floats:
+        """Return each entity's part (E,) of the covariance of the pairs of periods in a mask (n, n)."""
         alike = _squares(self._by_bin, mask * 1.0)
         usual = _squares(self._by_entity, mask * self._usual)
         if mask[0, 0]:  # no row is paired with itself
             alike -= self._by_bin.sum(axis=1)
             usual -= self._by_entity @ np.diag(self._usual)
         found = np.bincount(self._owners, self._weights * alike, self._n_entities) - usual
-        return found / ((self.n_bins - 1) * max(self._all[mask].sum(), 1)), self.mean_lag(mask)
+        return np.asarray(found / ((self.n_bins - 1) * max(self._all[mask].sum(), 1)))
 
     def mean_lag(self, mask: NDArray[np.bool_]) -> float:
         """Return the mean distance of all pairs of rows in these periods, in days."""
@@ -165,3 +160,8 @@ def _count(positions: Bins, length: int) -> Floats:
 def _squares(counts: Floats, weights: Floats) -> Floats:
     """Return the weighted sum (U,) of the products of all pairs of periods, for counts (U, n)."""
     return np.asarray(((counts @ weights) * counts).sum(axis=1))
+
+
+def _bound(parts: Floats, sign: int) -> float:
+    """Return the sum of the parts (E,) of entities, and ``sign`` times its standard deviation."""
+    return float(parts.sum() + sign * math.sqrt((parts**2).sum()))
