@@ -6,14 +6,15 @@ the further the shares of the bins drift, although nothing is wrong. A drift ove
 seen in two weeks of calibration rows as a whole, which are a single example of it, but in their
 entities, each of which is an example.
 
-Two rows are *alike* by (1 / share of the bin, if it is the same, else 0, minus 1) / (bins − 1): 1 on
-average for equal rows, 0 for independent ones. The *covariance* at a distance in days is the sum of
-this over all pairs of rows of one entity at that distance, beyond what all rows of these days have
-in common, divided by the number of all pairs of rows. It follows for the shares of a day's bins:
+The *likeness* of two rows is (1 / share of their bin − 1) / (bins − 1) if it is the same bin, else
+−1 / (bins − 1): 1 on average for equal rows, 0 for independent ones. The *covariance* at a distance
+in days is the sum of this over all pairs of rows of one entity at that distance, beyond what all
+rows of these days have in common, divided by the number of all pairs of rows. It follows for the
+shares of a day's bins:
 
 - Within a day they vary by the covariance at distance 0, minus that between days.
-- In later weeks they drift away by twice as much as the covariance still falls. It is taken to go on
-  falling as fast as between the smaller and the larger half of the distances in calibration, for
+- In later weeks they drift away by twice as much as the covariance still falls. It is taken to go
+  on falling as fast as between the smaller and the larger half of the distances in calibration, for
   `HORIZON_DAYS` but not below 0. A covariance falls ever more slowly, so that this is cautious.
 
 Both are dispersions: 1 / (concentration + 1) of a Dirichlet distribution.
@@ -104,8 +105,8 @@ class EntityRows:
     def dispersion(self, bins: Bins, width: int, rare: bool) -> Dispersion:
         """Return the dispersion of the shares of the bins (N,) of one stream.
 
-        What is estimated is uncertain by a standard deviation over entities, which is added. If bins
-        are rare, it is subtracted instead.
+        What is estimated is uncertain by a standard deviation over entities, which is added. If
+        bins are rare, it is subtracted instead.
         """
         pairs = _Pairs(self, bins, width)
         if not len(self.related) or pairs.n_bins < 2:
@@ -133,13 +134,16 @@ class _Pairs:
         self._usual = (totals * weights) @ totals.T / np.maximum(np.outer(sizes, sizes), 1)
         cells = rows.entities * width + bins[rows.related]
         units, numbers = np.unique(cells, return_inverse=True)
-        periods, self._n_entities = rows.periods[rows.related], int(rows.entities.max(initial=-1)) + 1
+        periods, self._n_entities = (
+            rows.periods[rows.related],
+            int(rows.entities.max(initial=-1)) + 1,
+        )
         self._by_bin = _count(numbers * n + periods, len(units) * n).reshape(-1, n)
         self._by_entity = _count(rows.entities * n + periods, self._n_entities * n).reshape(-1, n)
         self._owners, self._weights = units // width, weights[units % width]
 
     def covariance(self, mask: NDArray[np.bool_]) -> Floats:
-        """Return each entity's part (E,) of the covariance of the pairs of periods in a mask (n, n)."""
+        """Return each entity's part (E,) of the covariance, for pairs of periods (n, n)."""
         alike = _squares(self._by_bin, mask * 1.0)
         usual = _squares(self._by_entity, mask * self._usual)
         if mask[0, 0]:  # no row is paired with itself

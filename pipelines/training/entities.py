@@ -36,7 +36,9 @@ def entities_of(data: Dataset, config: Config, rows: NDArray[np.intp]) -> dict[s
         rows: positions (N,) of rows.
     """
     named, table = _named(config), data.table.take(pa.array(rows))
-    found = {name: column_codes(table, name).astype(np.int64) for name in _candidates(data, table, named)}
+    found = {
+        name: column_codes(table, name).astype(np.int64) for name in _candidates(data, table, named)
+    }
     sizes = {name: effective_number(numbers) for name, numbers in found.items()}
     kept = [name for name in found if _tells(sizes[name], name in named)]
     kept.sort(key=lambda name: (name not in named, sizes[name]))
