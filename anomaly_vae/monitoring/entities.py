@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,7 +161,7 @@ def _count(positions: Bins, length: int) -> Floats:
     return np.bincount(positions, minlength=length).astype(np.float64)
 
 
-def _squares(counts: Floats, weights: Floats) -> Floats:
+def _squares(counts: Floats, weights: NDArray[Any]) -> Floats:
     """Return the weighted sum (U,) of the products of all pairs of periods, for counts (U, n)."""
     return np.asarray(((counts @ weights) * counts).sum(axis=1))
 

@@ -65,7 +65,7 @@ from pipelines.reports.model_card import card_of
 from pipelines.reports.model_card_html import logged_plots, page
 from pipelines.reports.report import Reporter, ReportOptions, SeenRows, log, show
 from pipelines.training.calibration_sample import model_sample
-from pipelines.training.entities import entities_of
+from pipelines.training.entities import describe_entities, entities_of
 from pipelines.training.image_groups import calibrate_groups
 from pipelines.training.train import inputs_digest, read_data
 
@@ -295,7 +295,10 @@ def _reference(
     traffic = _traffic(trained.scorer, data, scored, config)
     timed = traffic.first(len(scored.scores))
     console.info(describe_span(timed.timeline))
-    return fit_times(chosen, encoding, reference, timed, traffic)
+    reference = fit_times(chosen, encoding, reference, timed, traffic)
+    if text := describe_entities(reference, traffic.timeline):
+        console.info(text)
+    return reference
 
 
 def _unusual_test(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -13,7 +14,10 @@ from anomaly_vae.config import Config
 from anomaly_vae.config.data import TabularData
 from anomaly_vae.data.identifiers import seems_to_name_things
 from anomaly_vae.data.schema import TabularSchema
+from anomaly_vae.messages import listed
+from anomaly_vae.monitoring.cycles import Timeline
 from anomaly_vae.monitoring.entities import MIN_ENTITIES, Bins, effective_number
+from anomaly_vae.monitoring.exchangeability import Reference
 from anomaly_vae.types import ColumnType
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.labels import column_codes
@@ -45,6 +49,33 @@ def entities_of(data: Dataset, config: Config, rows: NDArray[np.intp]) -> dict[s
     return {name: found[name] for name in kept[:MAX_COLUMNS]}
 
 
+def describe_entities(reference: Reference, timeline: Timeline) -> str | None:
+    """Say after how many rows a change is noticed, given entities; None if there is nothing to say.
+
+    Args:
+        reference: what was learned of the calibration rows.
+        timeline: their times and entities.
+    """
+    noticed = reference.noticed_after
+    rows = [count for count in noticed.values() if count is not None]
+    if not timeline.entities or not rows:
+        return None
+    days = [_days(count, timeline) for count in (min(rows), max(rows))]
+    unnoticed = [name for name, count in noticed.items() if count is None]
+    text = (
+        f"monitoring: rows of one {' or '.join(map(repr, timeline.entities))} resemble each other, "
+        "so many rows may say little. If a tenth of the rows change in a column, it is usually "
+        f"noticed after {min(rows):,} to {max(rows):,} rows, {' to '.join(days)} days of such rows"
+    )
+    if not unnoticed:
+        return text
+    return f"{text}; in {listed(unnoticed)} only larger changes are, as values drift by themselves"
+
+
+def _days(rows: int, timeline: Timeline) -> str:
+    return f"{rows * timeline.n_days / len(timeline.seconds):.2g}"
+
+
 def _named(config: Config) -> set[str]:
     data, calibration = config.data, config.calibration
     windows = data.windows if isinstance(data, TabularData) else {}
@@ -54,7 +85,7 @@ def _named(config: Config) -> set[str]:
 
 def _tells(effective: float, is_named: bool) -> bool:
     """Return whether this effective number of entities is small, but enough to compare them."""
-    return np.isfinite(effective) and (is_named or effective >= MIN_ENTITIES)
+    return effective < math.inf and (is_named or effective >= MIN_ENTITIES)
 
 
 def _candidates(data: Dataset, table: pa.Table, named: set[str]) -> Iterator[str]:
@@ -70,8 +101,8 @@ def _is_discrete(column: pa.ChunkedArray) -> bool:
     kind = column.type
     if pa.types.is_floating(kind):
         return bool(pc.all(pc.equal(pc.floor(column), column)).as_py())
-    texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return texts or pa.types.is_integer(kind) or pa.types.is_dictionary(kind)
+    kinds = pa.types.is_string, pa.types.is_large_string, pa.types.is_integer
+    return any(is_kind(kind) for is_kind in kinds)
 
 
 def _is_measured(name: str, column: pa.ChunkedArray, schema: object) -> bool:
