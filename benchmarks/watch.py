@@ -3,7 +3,8 @@
 A model of July's transactions, calibrated on its last 15 days but one, scores August in time order
 over HTTP. Streams without a change measure how often an answer is ``doubtful`` or ``broken``;
 streams with a change put in measure how many rows and hours pass until the status says so. Streams
-of fewer rows a day are random subsets of the month.
+of fewer rows a day are random subsets of the month. In a further part, a model is trained and
+calibrated on all transactions of a few customers or terminals, and scores those of the same ones.
 
 The replay is faster than real time. The service assesses the status every second, so it is asked
 for a fresh one every `STATUS_ROWS` rows.
@@ -33,7 +34,7 @@ from benchmarks.serving import RegisteredModels, Server, running
 from pipelines.training.calibrate import calibrate
 from pipelines.training.train import train
 
-TIME, LABEL, TERMINAL = "TX_DATETIME", "TX_FRAUD", "TERMINAL_ID"
+TIME, LABEL, CUSTOMER, TERMINAL = "TX_DATETIME", "TX_FRAUD", "CUSTOMER_ID", "TERMINAL_ID"
 SPLITS = {
     "train": ("2018-07-01", "2018-07-16"),
     "calibration": ("2018-07-16", "2018-07-31"),
@@ -53,6 +54,8 @@ MOVED_SHARE, BUSIEST = 0.1, 0.1
 """Share of rows moved to other terminals, and share of the terminals they are moved to."""
 AMOUNT_FACTOR = 1.5
 """Factor of amounts that are too large."""
+ENTITIES = {CUSTOMER: 5_000, TERMINAL: 10_000}
+"""Number of customers and of terminals, which are numbered from 0."""
 ALARMS = ("doubtful", "broken")
 Change = Callable[[pd.DataFrame, np.random.Generator], pd.DataFrame]
 
@@ -76,15 +79,41 @@ REPLAYS = (
 )
 
 
+@dataclass(frozen=True)
+class Population:
+    """Randomly chosen customers or terminals, all of whose transactions are replayed."""
+
+    column: str
+    entities: int
+    request_rows: int
+
+    @property
+    def title(self) -> str:
+        """Name in tables and files, such as ``500 customers``."""
+        return f"{self.entities} {self.column.removesuffix('_ID').lower()}s"
+
+    def of(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return the transactions of these entities, which are the same ones in each month."""
+        chosen = np.random.default_rng(0).permutation(ENTITIES[self.column])[: self.entities]
+        return table[table[self.column].isin(chosen)].reset_index(drop=True)
+
+
+POPULATIONS = (Population(CUSTOMER, 500, 50), Population(TERMINAL, 300, 25))
+
+
 # ---------------------------------------------------------------- the model and the month
 
 
-def model_folder(options: Options) -> Path:
+def model_folder(options: Options, population: Population | None = None) -> Path:
     """Return the folder of the calibrated bundle; train it if necessary."""
-    folder = options.result_path("watch-model").resolve()
+    name = f"watch-model-{population.title.replace(' ', '-')}" if population else "watch-model"
+    folder, july = options.result_path(name).resolve(), _july(options).resolve()
     if not (folder / "bundle").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        config = _configuration(options.data_folder("fraud").resolve(), folder, options.short)
+        if population:
+            population.of(pd.read_parquet(july)).to_parquet(folder / july.name)
+            july = folder / july.name
+        config = _configuration(july, folder, options.short)
         with chdir(folder):
             calibrate(config, train(config).model_uri).bundle.save(folder / "bundle")
     return folder / "bundle"
@@ -94,7 +123,7 @@ def _configuration(data: Path, folder: Path, short: bool) -> Config:
     content: dict[str, Any] = {
         "name": "fraud",
         "data": {
-            "path": [str(data / DATA_FILES[0])],
+            "path": [str(data)],
             "label": LABEL,
             "time": TIME,
             "features": [TIME, *BASE_COLUMNS],
@@ -104,6 +133,10 @@ def _configuration(data: Path, folder: Path, short: bool) -> Config:
         "training": {"epochs": 10} if short else {},
     }
     return validate_config(content)
+
+
+def _july(options: Options) -> Path:
+    return options.data_folder("fraud") / DATA_FILES[0]
 
 
 def load_month(options: Options) -> pd.DataFrame:
@@ -198,7 +231,17 @@ def replay(
 
 def measure_replay(client: Client, month: pd.DataFrame, plan: Replay) -> dict[str, float]:
     """Return the shares of answers with each status, and of normal rows that are flagged."""
-    table = thinned(month, plan.daily_rows, seed=0)
+    return _measure_statuses(client, thinned(month, plan.daily_rows, seed=0), plan)
+
+
+def measure_population(client: Client, month: pd.DataFrame, plan: Population) -> dict[str, float]:
+    """Return the same as `measure_replay` for the transactions of a few entities."""
+    table = plan.of(month)
+    found = _measure_statuses(client, table, Replay(0, plan.request_rows))
+    return {"daily_rows": len(table) / 31, **found}
+
+
+def _measure_statuses(client: Client, table: pd.DataFrame, plan: Replay) -> dict[str, float]:
     days = (table[TIME] - table[TIME].iloc[0].normalize()).dt.days.to_numpy()
     table, days = table[days < plan.days], days[days < plan.days]
     statuses, flags = [], []
@@ -219,7 +262,13 @@ def measure_change(
     client: Client, month: pd.DataFrame, change: Change, daily_rows: int, seed: int
 ) -> dict[str, float]:
     """Return the number of rows and of hours after a change until the status says so."""
-    table, rng = thinned(month, daily_rows, seed), np.random.default_rng(seed)
+    return _measure_delay(client, thinned(month, daily_rows, seed), change, daily_rows, seed)
+
+
+def _measure_delay(
+    client: Client, table: pd.DataFrame, change: Change, daily_rows: int, seed: int
+) -> dict[str, float]:
+    rng = np.random.default_rng(seed)
     start = FIRST_CHANGE + pd.Timedelta(days=seed)
     before = table[table[TIME] < start].tail(ROWS_BEFORE)
     inside = (table[TIME] >= start) & (table[TIME] < start + pd.Timedelta(days=DAYS_AFTER))
@@ -237,6 +286,7 @@ def measure_change(
 
 REPLAY_KEYS = ("daily_rows", "request_rows", "days")
 CHANGE_KEYS = ("change", "daily_rows", "seed")
+POPULATION_KEYS = ("entities", "request_rows")
 
 
 def run(options: Options) -> None:
@@ -246,7 +296,13 @@ def run(options: Options) -> None:
     delays = Ledger(options.result_path("watch-changes.csv"), CHANGE_KEYS)
     _run_replays(replays, bundle, month, REPLAYS[1:2] if options.short else REPLAYS)
     _run_changes(delays, bundle, month, 1 if options.short else CHANGE_STREAMS)
-    text = f"{report(replays.rows, delays.rows)}\n{environment()}"
+    few = Ledger(options.result_path("watch-entities.csv"), POPULATION_KEYS)
+    few_delays = Ledger(options.result_path("watch-entity-changes.csv"), CHANGE_KEYS)
+    for population in POPULATIONS[:1] if options.short else POPULATIONS:
+        streams = 1 if options.short else CHANGE_STREAMS
+        _run_population(few, few_delays, options, month, population, streams)
+    tables = report(replays.rows, delays.rows), report_entities(few.rows, few_delays.rows)
+    text = "\n".join((*tables, environment()))
     options.result_path("watch.md").write_text(text, encoding="utf-8")
     print(f"\n{text}")
 
@@ -270,31 +326,67 @@ def _run_changes(ledger: Ledger, bundle: Path, month: pd.DataFrame, streams: int
             ledger.add((name, daily_rows, seed), found)
 
 
+def _run_population(
+    replays: Ledger,
+    delays: Ledger,
+    options: Options,
+    month: pd.DataFrame,
+    population: Population,
+    streams: int,
+) -> None:
+    bundle, key = model_folder(options, population), (population.title, population.request_rows)
+    if key not in replays:
+        with service(bundle) as client:
+            replays.add(key, measure_population(client, month, population))
+    table = population.of(month)
+    put_in, daily_rows = changes(table), len(table) // 31
+    for name, seed in product(put_in, range(streams)):
+        if (name, population.title, seed) not in delays:
+            with service(bundle) as client:
+                found = _measure_delay(client, table, put_in[name], daily_rows, seed)
+            delays.add((name, population.title, seed), found)
+
+
 def report(replays: pd.DataFrame, delays: pd.DataFrame) -> str:
     """Tabulate the streams without a change and those with one."""
-    headings = ("rows a day", "rows a request", "days", "answers", *ALARMS, "unknown")
-    headings += ("holding from day 2 on", "normal rows flagged")
-    quiet = [_replay_row(row) for row in replays.to_dict("records")]
+    quiet = [_replay_row(REPLAY_KEYS, row) for row in replays.to_dict("records")]
+    headings = ("rows a day", "rows a request", "days")
+    return _tables(headings, quiet, "rows a day", delays)
+
+
+def report_entities(replays: pd.DataFrame, delays: pd.DataFrame) -> str:
+    """Tabulate the streams of a few entities without a change and those with one."""
+    keys = ("daily_rows", "request_rows")
+    rows = replays.to_dict("records")
+    quiet = [[str(row["entities"]), *_replay_row(keys, row)] for row in rows]
+    return _tables(("entities", "rows a day", "rows a request"), quiet, "entities", delays)
+
+
+def _tables(
+    headings: Sequence[str], quiet: list[list[str]], rate: str, delays: pd.DataFrame
+) -> str:
+    shares = ("answers", *ALARMS, "unknown", "holding from day 2 on", "normal rows flagged")
     groups = delays.groupby(["change", "daily_rows"], sort=False)
     changed = [_change_row(key, rows) for key, rows in groups]
-    columns = ("change", "rows a day", "rows until said", "hours, median", "hours, 9 in 10")
+    columns = ("change", rate, "rows until said", "hours, median", "hours, 9 in 10")
     table = markdown_table((*columns, "within a day"), changed)
-    return f"{markdown_table(headings, quiet)}\n{table}"
+    return f"{markdown_table((*headings, *shares), quiet)}\n{table}"
 
 
-def _replay_row(row: Mapping[Any, Any]) -> list[str]:
-    counts = [f"{row[name]:,.0f}" for name in (*REPLAY_KEYS, "answers")]
+def _replay_row(keys: Sequence[str], row: Mapping[Any, Any]) -> list[str]:
+    counts = [f"{row[name]:,.0f}" for name in (*keys, "answers")]
     shares = [f"{row[name]:.2%}" for name in (*ALARMS, "unknown", "holding_later", "fpr")]
     return counts + shares
 
 
 def _change_row(key: Any, rows: pd.DataFrame) -> list[str]:
-    change, daily_rows = key
+    change, rate = key
+    name = rate if isinstance(rate, str) else f"{rate:,}"
     hours = rows["hours"].to_numpy()
     typical, late = (np.quantile(hours, q, method="higher") for q in (0.5, 0.9))
     median_rows = np.quantile(rows["rows"], 0.5, method="higher")
     figures = (_number(median_rows, ",.0f"), _number(typical, ".1f"), _number(late, ".1f"))
-    return [change, f"{daily_rows:,}", *figures, f"{(hours <= 24).sum()} of {len(hours)}"]
+    return [change, name, *figures, f"{(hours <= 24).sum()} of {len(hours)}"]
 
 
 def _number(value: float, spec: str) -> str:

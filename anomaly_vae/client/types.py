@@ -157,8 +157,8 @@ class Scores(Sequence[Result]):
     """The results in the order of the records; a record is anomalous where score > threshold.
 
     ``guarantee_status`` says whether recently scored rows still look like the calibration rows:
-    ``holding``, ``unknown`` (too few rows to tell), ``doubtful`` or ``broken``; None if the service
-    is too old to report it.
+    ``holding``, ``unknown`` (too few rows or calibration days to tell), ``doubtful`` or
+    ``broken``; None if the service is too old to report it.
     ``ignored`` names the keys that the model does not know, ``warnings`` says what else may be
     unintended. ``groups`` are the decisions on images that belong together.
 
@@ -299,6 +299,9 @@ class Groups(Struct, frozen=True):
 class ModelInfo(Struct, frozen=True, kw_only=True):
     """A loaded model; ``groups`` is null where all rows have one threshold.
 
+    ``guarantee_lacks`` says what is missing if the status of the guarantee is unknown: ``rows``, or
+    days or rows of the ``calibration``; None otherwise, or if the service is too old to report it.
+
     >>> info = ModelInfo(
     ...     name="fraud", version="3", alias="champion", digest="9f2c", kind="tabular",
     ...     unit="nats", alpha=0.01, threshold=40.0, schema=Schema((Column("amount", "numeric"),)),
@@ -317,6 +320,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     threshold: float
     groups: Groups | None = None
     guarantee_status: str | None = None
+    guarantee_lacks: str | None = None
     schema: Schema
 
 

@@ -14,6 +14,9 @@ includes the error of the expected shares; the smallest of the lengths' estimate
 The expected shares of an hour or a weekday are estimated from few rows, and shares also vary within
 an hour. A window within few hours therefore has a smaller concentration than a whole day.
 
+Rows of one entity, such as a customer, also resemble each other, and their values may drift for
+weeks: `entities` adds to the variation between days what follows from it.
+
 The shares of an hour and of a weekday are shrunk towards those of all rows. How much is chosen for
 each stream from `PRIORS`: such that the rows of each day are most likely, given the other days.
 """
@@ -22,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Self
 
@@ -31,9 +34,9 @@ from numpy.typing import NDArray
 
 from anomaly_vae.data.encoding import WEEKDAYS as WEEKDAY_NAMES
 from anomaly_vae.data.splitting import DAY
+from anomaly_vae.monitoring.entities import Bins, Dispersion, EntityRows
 from anomaly_vae.monitoring.martingale import Counts, Floats
 
-Bins = NDArray[np.int64]
 Priors = tuple[float, float]
 
 HOUR = 3600.0
@@ -74,6 +77,13 @@ class Timeline:
     seconds: Floats
     is_read: bool
     """Whether the model reads the column, so that the times of scored rows are known, too."""
+    entities: Mapping[str, Bins] = field(default_factory=dict)
+    """Number (N,) of each row's entity, for each column that names entities."""
+
+    def first(self, count: int) -> Timeline:
+        """Return the times of the first rows."""
+        entities = {name: numbers[:count] for name, numbers in self.entities.items()}
+        return replace(self, seconds=self.seconds[:count], entities=entities)
 
     @property
     def n_days(self) -> int:
@@ -121,6 +131,15 @@ class Cycle:
         hours, weekdays = _split(self.hours, widths), _split(self.weekdays, widths)
         parts = zip(hours, weekdays, self.priors.T.tolist(), strict=True)
         return np.hstack([_profile(*part) for part in parts])
+
+    def times(self, widths: Sequence[int]) -> Counts:
+        """Return the number (`WEEK_CELLS`,) of calibration rows at each time of the week.
+
+        The rows of each hour are divided among weekdays as all rows are.
+        """
+        first = widths[0]
+        hours, weekdays = (part[:, :first].sum(axis=1) for part in (self.hours, self.weekdays))
+        return np.outer(hours, weekdays).ravel()
 
     def totals(self, times: Counts, widths: Sequence[int]) -> Floats:
         """Return the concentration (M, S) of the rows at times (S, `WEEK_CELLS`) in each stream.
@@ -198,6 +217,7 @@ class _Rows:
     days: Bins
     quarters: Bins
     """Quarter of an hour of the day, from 0 to 95."""
+    entities: tuple[EntityRows, ...]
 
     @classmethod
     def of(cls, timeline: Timeline, order: NDArray[np.intp]) -> Self:
@@ -206,7 +226,8 @@ class _Rows:
         days = np.unique(seconds // DAY, return_inverse=True)[1]
         cells = week_cells(seconds if timeline.is_read else np.full(len(seconds), np.nan))
         quarters = (seconds % DAY // QUARTER).astype(np.int64)
-        return cls(cells // WEEKDAYS, cells % WEEKDAYS, days, quarters)
+        related = (EntityRows.of(part[order], seconds) for part in timeline.entities.values())
+        return cls(cells // WEEKDAYS, cells % WEEKDAYS, days, quarters, tuple(related))
 
     @property
     def n_days(self) -> int:
@@ -258,11 +279,19 @@ class _Stream:
         return float(np.log(np.take_along_axis(expected, self.bins[:, None], axis=1)).sum())
 
     def concentrations(self, block_rows: int, priors: Priors) -> tuple[float, float]:
-        """Return the smallest concentration of the lengths of blocks, and that within hours."""
+        """Return the concentration of later days, and that within hours.
+
+        The dispersion of a day is the largest of those of the lengths of blocks, and of the
+        entities; the drift of entities adds to it.
+        """
         expected = self._expected_from_other_days(priors)
         found = [self._dispersion(blocks, expected) for blocks in self.rows.blocks(block_rows)]
         within = self._dispersion(self.rows.quarters, expected)
-        return min(1 / max(found) - 1, float(len(self.bins) + 1)), 1 / within - 1
+        entities = Dispersion.largest(
+            rows.dispersion(self.bins, self.width, self.rare) for rows in self.rows.entities
+        )
+        days = max(*found, 1 / (len(self.bins) + 2), entities.days)
+        return max(1 / (days + entities.drift) - 1, 0.0), 1 / within - 1
 
     def _expected_from_other_days(self, priors: Priors) -> Floats:
         """Return the expected share (N, width) of each bin, for each row."""

@@ -28,13 +28,13 @@ from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.monitoring.cycles import (
     MIN_DAYS,
     WEEK_CELLS,
-    Bins,
     Cycle,
     Timeline,
     fit_cycle,
     week_cells,
 )
 from anomaly_vae.monitoring.drift import CELLS, ColumnSketch, Drift, Sketches, fit_sketches
+from anomaly_vae.monitoring.entities import Bins
 from anomaly_vae.monitoring.martingale import (
     MAX_TESTS,
     Counts,
@@ -43,6 +43,7 @@ from anomaly_vae.monitoring.martingale import (
     log10_martingales_of_columns,
     max_anomalies,
     max_flags,
+    rows_until_noticed,
 )
 from anomaly_vae.scoring.modality import Encoding
 
@@ -53,6 +54,11 @@ Status = Literal["holding", "unknown", "doubtful", "broken"]
 differ from the calibration rows. ``broken``: more rows are flagged than the guarantee and the known
 share of anomalies explain.
 """
+Lack = Literal["rows", "calibration"]
+"""What is missing to tell more than ``unknown``: scored rows, or days, rows or entities of the
+calibration, from which it is known how the number of flagged rows varies by itself."""
+LACKS: tuple[Lack, ...] = ("rows", "calibration")
+"""What may be missing."""
 STATUSES: tuple[Status, ...] = ("holding", "unknown", "doubtful", "broken")
 """States of the guarantee, from best to worst."""
 
@@ -99,6 +105,15 @@ class Reference:
     cycle: Cycle | None = None
     """Variation of the rows over time; None if their times are unknown or cover too few days."""
 
+    @cached_property
+    def noticed_after(self) -> dict[str, int | None]:
+        """Rows after which a change of a tenth of them is usually noticed, by tested column."""
+        if not self.cycle or self.columns is None:
+            return {}
+        concentrations = self.cycle.concentrations[FIRST_COLUMN:].tolist()
+        names = (column.name for column in self.columns)
+        return dict(zip(names, map(rows_until_noticed, concentrations), strict=True))
+
     def to_json(self) -> dict[str, Any]:
         """Return the reference without the cycle's arrays as plain JSON values, for the manifest.
 
@@ -136,8 +151,7 @@ class TimedRows:
 
     def first(self, count: int) -> TimedRows:
         """Return the first rows."""
-        timeline = replace(self.timeline, seconds=self.timeline.seconds[:count])
-        return TimedRows(self.scores[:count], self.x[:count], timeline)
+        return TimedRows(self.scores[:count], self.x[:count], self.timeline.first(count))
 
 
 def fit_times(
@@ -186,6 +200,8 @@ class Report:
     """Evidence that the rows differ from the calibration rows, as log10 of the martingale."""
     columns: tuple[Drift, ...] | None
     """Drift of each column; None if columns are not monitored."""
+    lacks: Lack | None = None
+    """What is missing to tell, if the status is ``unknown``."""
 
     @property
     def flagged_ratio(self) -> float:
@@ -299,8 +315,10 @@ class Monitor:
         p_values = recent[:, FIRST_BIN : self._last_bin]
         martingale = _mean_log10(log10_martingale(p_values, expected[0], anomalies), drift)
         broken = bool((recent[:, FLAGGED] > limits).any())
-        status = self._status(int(whole[ROWS]), limits[-1], martingale, broken)
-        return Report(status, int(whole[ROWS]), int(whole[FLAGGED]), limits[-1], martingale, drift)
+        rows, flagged = int(whole[ROWS]), int(whole[FLAGGED])
+        status = self._status(rows, limits[-1], martingale, broken)
+        lacks = self._lacks(rows) if status == "unknown" else None
+        return Report(status, rows, flagged, limits[-1], martingale, drift, lacks)
 
     def _status(self, rows: int, limit: int, martingale: float, broken: bool) -> Status:
         """Return the status for the whole window's limit on flags and the evidence."""
@@ -310,7 +328,24 @@ class Monitor:
             return "broken"
         if martingale >= -math.log10(DOUBT_LEVEL):
             return "doubtful"
-        return "unknown" if limit >= rows * min(TELLING_RATIO * self._alpha, 1.0) else "holding"
+        return "holding" if self._tells(rows, limit) else "unknown"
+
+    def _tells(self, rows: int, limit: int) -> bool:
+        """Return whether flags at `TELLING_RATIO` times alpha would exceed the limit."""
+        return bool(limit < rows * min(TELLING_RATIO * self._alpha, 1.0))
+
+    def _lacks(self, rows: int) -> Lack:
+        """Return what is missing to tell more of ``rows`` rows than that it is unknown."""
+        return "rows" if rows <= HARMLESS_FLAGS or self._many_rows_tell else "calibration"
+
+    @cached_property
+    def _many_rows_tell(self) -> bool:
+        """Whether as many rows at the times of the calibration rows as are wanted tell enough."""
+        many = np.full(1, MAX_EXACT_ROWS)
+        counts = self.empty_counts[None]
+        if self.reference.cycle:
+            counts[0, self._first_week_cell :] = self.reference.cycle.times(self.widths)
+        return self._tells(MAX_EXACT_ROWS, self._limits(many, self._expected(counts)[1])[0])
 
     @cached_property
     def _shares(self) -> tuple[Floats, ...]:
@@ -369,8 +404,11 @@ class Monitor:
         tests = sorted({min(test, len(recent) - 1) for test in COLUMN_TESTS})
         by_column = np.stack(np.split(counts[tests], self._n_columns, axis=1))
         logs = log10_martingales_of_columns(by_column, np.stack(urns)[:, tests]).tolist()
-        pairs = zip(drift, logs, strict=True)
-        return tuple(replace(column, martingale_log10=log) for column, log in pairs)
+        triples = zip(drift, logs, self.reference.noticed_after.values(), strict=True)
+        return tuple(
+            replace(column, martingale_log10=log, noticed_after=rows)
+            for column, log, rows in triples
+        )
 
 
 def _mean_log10(p_values: float, drift: tuple[Drift, ...] | None) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from anomaly_vae.messages import NOUNS
+from anomaly_vae.messages import NOUNS, listed
 from anomaly_vae.monitoring.drift import Drift
 from anomaly_vae.monitoring.exchangeability import Report
 from pipelines import console
@@ -10,8 +10,11 @@ from pipelines import console
 EXPLANATIONS = {
     "holding": "{rows:,} {noun} look like those that the threshold was set on, so no more normal "
     "{noun} should be flagged than promised",
-    "unknown": "the {noun} are too few ({rows:,}) to tell whether they look like those that the "
+    "rows": "the {noun} are too few ({rows:,}) to tell whether they look like those that the "
     "threshold was set on. Nothing needs to be done; more {noun} at once tell more",
+    "calibration": "{rows:,} {noun} cannot be compared with those that the threshold was set on, "
+    "which cover too few days or are too few to tell how the number of flagged {noun} varies by "
+    "itself. More {noun} at once do not help; calibrate on 14 days or more",
     "doubtful": "{rows:,} {noun} do not look like those that the threshold was set on, so more or "
     "fewer normal {noun} may be flagged than promised. To do: look at the columns that differ, if "
     "any are listed; if one is filled in another way, mend it at its source; if the data have "
@@ -21,7 +24,12 @@ EXPLANATIONS = {
     "more often than promised. To do: check a few flagged {noun} with their reasons (--explain 3); "
     "if they are normal, find out what changed, and calibrate or train on newer data",
 }
-"""What each status of the guarantee means, and what to do."""
+"""What each status of the guarantee means, and what to do; `unknown` by what is missing."""
+UNNOTICED = (
+    "a change of a tenth of the rows would not be noticed in {columns}, whose values drift by "
+    "themselves"
+)
+"""Message about columns in which only larger changes are noticed."""
 MAX_COLUMNS = 8
 """Maximum number of columns in the table, which lists those that drifted most."""
 MIN_PSI = 0.1
@@ -41,8 +49,12 @@ def show_guarantee(report: Report, kind: str) -> None:
     """
     if not report.rows:
         return
-    words = EXPLANATIONS[report.status].format(**vars(report), noun=NOUNS[kind])
+    words = EXPLANATIONS[report.lacks or report.status].format(**vars(report), noun=NOUNS[kind])
     console.info(f"guarantee {report.status}: {words}")
+    tested = [drift for drift in report.columns or () if drift.martingale_log10 is not None]
+    unnoticed = [drift.column for drift in tested if drift.noticed_after is None]
+    if report.status == "holding" and 0 < len(unnoticed) < len(tested):
+        console.info(UNNOTICED.format(columns=listed(unnoticed)))
     rows = [drift for drift in report.columns or () if _stands_out(drift)]
     if rows:
         rows.sort(key=lambda drift: -(drift.psi or 0.0))

@@ -65,6 +65,7 @@ from pipelines.reports.model_card import card_of
 from pipelines.reports.model_card_html import logged_plots, page
 from pipelines.reports.report import Reporter, ReportOptions, SeenRows, log, show
 from pipelines.training.calibration_sample import model_sample
+from pipelines.training.entities import describe_entities, entities_of
 from pipelines.training.image_groups import calibrate_groups
 from pipelines.training.train import inputs_digest, read_data
 
@@ -138,7 +139,7 @@ def calibrate(
     labelled = _test_rows(data, config.calibration.density_ratio)
     judged = judge(Detector(trained.scorer, chosen, trained.manifest["unit"]), labelled)
     report = _report(judged, data, config)
-    reference = _reference(trained, chosen, data, scored)
+    reference = _reference(trained, chosen, data, scored, config)
     unusual = _unusual_test(trained.scorer, data, config.calibration, scored)
     groups = calibrate_groups(trained.scorer, data, config.calibration.alpha)
     parts = chosen, report.to_json(), reference, unusual, groups
@@ -277,7 +278,7 @@ def _test_rows(data: Dataset, density_ratio: str | None) -> Labelled:
 
 
 def _reference(
-    trained: Bundle, chosen: Calibration, data: Dataset, scored: ScoredRows
+    trained: Bundle, chosen: Calibration, data: Dataset, scored: ScoredRows, config: Config
 ) -> Reference:
     """Summarise the calibration rows for monitoring, with the expected share of anomalies.
 
@@ -291,10 +292,13 @@ def _reference(
     reference = fit_reference(encoding, scored.x, share.high if share else 0.0)
     if not data.time or not encoding.columns:
         return reference
-    traffic = _traffic(trained.scorer, data, scored)
+    traffic = _traffic(trained.scorer, data, scored, config)
     timed = traffic.first(len(scored.scores))
     console.info(describe_span(timed.timeline))
-    return fit_times(chosen, encoding, reference, timed, traffic)
+    reference = fit_times(chosen, encoding, reference, timed, traffic)
+    if text := describe_entities(reference, traffic.timeline):
+        console.info(text)
+    return reference
 
 
 def _unusual_test(
@@ -305,14 +309,15 @@ def _unusual_test(
     return fit_unusual_test(config, scored, learn)
 
 
-def _traffic(scorer: Scorer, data: Dataset, scored: ScoredRows) -> TimedRows:
+def _traffic(scorer: Scorer, data: Dataset, scored: ScoredRows, config: Config) -> TimedRows:
     """Return the calibration rows and the known anomalies of their period, with their times."""
     positions = data.assignment.calibration_anomalies
     anomalies, name, times = scorer.scored(data.batch.take(positions)), data.time, data.rows.time
     assert name is not None
     assert times is not None, "a data set with a time column has times"
     rows = np.concatenate([data.calibration_rows, positions])
-    timeline = Timeline(name, times[rows], name in data.batch.values)
+    entities = entities_of(data, config, rows)
+    timeline = Timeline(name, times[rows], name in data.batch.values, entities)
     scores = np.concatenate([scored.scores, anomalies.scores])
     return TimedRows(scores, np.concatenate([scored.x, anomalies.x]), timeline)
 

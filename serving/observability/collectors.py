@@ -8,7 +8,7 @@ from operator import attrgetter
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from anomaly_vae.monitoring.exchangeability import STATUSES
+from anomaly_vae.monitoring.exchangeability import LACKS, STATUSES
 from serving.models.store import Store
 from serving.observability.guarantee import GuaranteeTrackers
 
@@ -44,6 +44,10 @@ COLUMN_GAUGES: Gauges = {
     "drift_martingale_log10": (
         "Evidence that the column differs from the calibration rows, as a power of ten.",
         "martingale_log10",
+    ),
+    "drift_noticed_records": (
+        "Records after which a change of a tenth of them is usually noticed; absent if never.",
+        "noticed_after",
     ),
     "window_missing_ratio": (
         "Share of records in the window without a value in the column.", "missing",
@@ -118,6 +122,12 @@ class GuaranteeCollector(Collector):
             (*MODEL, "status"),
             (((*m, s), r.status == s) for m, r in reports for s in STATUSES),
         )  # fmt: skip
+        yield gauge(
+            "guarantee_lacks",
+            "1 for what an unknown guarantee lacks: rows, or days or rows of the calibration.",
+            (*MODEL, "what"),
+            (((*m, what), r.lacks == what) for m, r in reports for what in LACKS),
+        )
         yield from gauges(WINDOW_GAUGES, MODEL, reports)
         columns = [((*m, d.column), d) for m, r in reports for d in r.columns or ()]
         yield from gauges(COLUMN_GAUGES, COLUMN, columns)

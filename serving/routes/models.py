@@ -64,6 +64,7 @@ def _model(
     tallies: Tallies,
 ) -> schemas.ModelInfo:
     calibration = model.detector.calibration
+    report = metrics.guarantees.tracker(model).report()
     shadow = store.shadows.get(model.name)
     return schemas.ModelInfo(
         name=model.name,
@@ -75,7 +76,8 @@ def _model(
         alpha=calibration.alpha,
         threshold=calibration.threshold,
         groups=_groups(calibration.groups),
-        guarantee_status=metrics.guarantees.tracker(model).report().status,
+        guarantee_status=report.status,
+        guarantee_lacks=report.lacks,
         schema=model.describe_schema(),
         following=_following(model.name, False, followed),
         shadow=_shadow(model, shadow, followed, tallies) if shadow else None,

@@ -12,6 +12,7 @@ import msgspec
 
 from anomaly_vae.client import types
 from anomaly_vae.client.types import GroupResult, Groups, Model, Region, Result
+from anomaly_vae.monitoring.exchangeability import Lack
 from anomaly_vae.monitoring.exchangeability import Status as GuaranteeStatus
 
 JSON = "application/json"
@@ -120,10 +121,14 @@ class ShadowInfo(msgspec.Struct, frozen=True):
 
 
 class ModelInfo(types.ModelInfo, frozen=True, kw_only=True):
-    """A loaded model; ``groups`` is null if all rows have the same threshold."""
+    """A loaded model; ``groups`` is null if all rows have the same threshold.
+
+    ``guarantee_lacks`` is what is missing to tell more if the status of the guarantee is unknown.
+    """
 
     groups: Groups | None
     guarantee_status: GuaranteeStatus
+    guarantee_lacks: Lack | None
     following: Following | None
     shadow: ShadowInfo | None
 

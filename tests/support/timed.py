@@ -46,14 +46,15 @@ def timed_bundle() -> Bundle:
     return with_times(detector.bundle_, table)
 
 
-def with_times(bundle: Bundle, table: pd.DataFrame) -> Bundle:
-    """Return the bundle with the times of its calibration rows learned."""
+def with_times(bundle: Bundle, table: pd.DataFrame, entity: str | None = None) -> Bundle:
+    """Return the bundle with the times, and perhaps entities, of its calibration rows learned."""
     scorer, calibration = bundle.scorer, bundle.detector.calibration
     columns = {name: table[name].tolist() for name in scorer.schema.names}
     batch = scorer.schema.from_columns(columns, len(table))
     x = scorer.encoding.encode(batch)
     seconds = pd.to_datetime(table[TIME]).to_numpy().astype("datetime64[s]").astype(float)
-    timed = TimedRows(scorer.score_encoded(x), x, Timeline(TIME, seconds, is_read=True))
+    entities = {entity: pd.factorize(table[entity])[0].astype(np.int64)} if entity else {}
+    timed = TimedRows(scorer.score_encoded(x), x, Timeline(TIME, seconds, True, entities))
     plain = fit_reference(scorer.encoding, x)
     reference = fit_times(calibration, scorer.encoding, plain, timed, timed)
     return bundle.calibrated(calibration, None, reference)

@@ -28,11 +28,12 @@ SHOWN_DAYS = 60
 """Number of days of the chart of flagged shares."""
 STATUS_TEXTS = {
     "holding": "Nothing speaks against the guarantee.",
-    "unknown": "Too few rows have been scored to tell.",
+    "rows": "Too few rows have been scored to tell.",
+    "calibration": "The calibration rows cover too few days, or are too few, to tell.",
     "doubtful": "The rows differ from the calibration rows.",
     "broken": "More rows are flagged than the guarantee and the known anomalies explain.",
 }
-"""What each state of a guarantee means."""
+"""What each state of a guarantee means; `unknown` by what is missing to tell."""
 
 
 @dataclass(frozen=True)

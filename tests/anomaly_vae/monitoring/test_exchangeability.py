@@ -324,3 +324,72 @@ def test_fewer_days_than_three_teach_nothing():
     assert "time" not in short.manifest["reference"]
     assert all(c.martingale_log10 is None for c in short.monitor.report(
         short.monitor.empty_counts[None]).columns)  # fmt: skip
+
+
+# ---------------------------------------------------------------- entities
+
+
+SLOW = 0.4
+"""Part of a mean over 30 days in the amounts of a customer."""
+
+
+def slow_rows(customers, first, days, seed):
+    """Draw 300 rows a day, whose amounts are those usual for their customer, and a slow part."""
+    rng = np.random.default_rng(seed)
+    daily = np.cumsum(rng.normal(size=(customers, 90)), axis=1)
+    slow = SLOW * (daily[:, 30:] - daily[:, :-30]) / np.sqrt(30) + rng.normal(size=(customers, 1))
+    parts = []
+    for day in range(first, first + days):
+        table, who = timed_rows(day, 300, 100 + day), rng.integers(0, customers, 300)
+        parts.append(table.assign(customer=who, amount=slow[who, day]))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_values_of_few_customers_drift_without_being_a_shift():
+    """Two weeks of calibration show it by the customers alone, even if the model reads them not."""
+    bundle, table = timed_bundle(), slow_rows(100, 0, 54, 2)
+    early, late = table[: 14 * 300], [table[day * 300 :][:1500] for day in (24, 34)]
+    found = {}
+    for entity in (None, "customer"):
+        timed = with_times(bundle, early, entity)
+        reports = [counted(timed.monitor, timed, part) for part in late]
+        amounts = [r.columns[[c.column for c in r.columns].index("amount")] for r in reports]
+        found[entity] = max(amount.martingale_log10 for amount in amounts)
+    assert found["customer"] < 1 < 5 < found[None]
+
+
+def test_columns_say_after_how_many_rows_a_change_is_noticed():
+    bundle, table = timed_bundle(), slow_rows(60, 0, 14, 1)
+    report = counted(bundle.monitor, bundle, timed_rows(1, 600, 1))
+    assert all(1_250 <= column.noticed_after < 5_000 for column in report.columns)
+    noticed = with_times(bundle, table, "customer").monitor.reference.noticed_after
+    assert noticed["amount"] is None
+    assert noticed["other"] < 3_000
+
+
+# ---------------------------------------------------------------- what is missing
+
+
+def test_a_dozen_rows_are_too_few_whatever_the_calibration():
+    monitor, calibration = monitor_of(2000, 0.01)
+    report = told(monitor, calibration, normal(12))
+    assert (report.status, report.lacks) == ("unknown", "rows")
+    assert told(monitor, calibration, normal(4_000)).lacks is None
+
+
+def test_an_unknown_guarantee_lacks_rows_if_more_of_them_would_tell():
+    monitor, calibration = monitor_of(2000, 0.01)
+    assert told(monitor, calibration, normal(90)).lacks == "rows"
+
+
+def test_an_unknown_guarantee_lacks_calibration_if_no_number_of_rows_would_tell():
+    """Flags of other days say nothing of the next one if all come on one day."""
+    monitor, calibration = monitor_of(4000, 0.01)
+    few = replace(timed_bundle().monitor.reference.cycle, concentrations=np.full(2, 5.0))
+    widths = monitor.widths
+    hours, weekdays = (np.ones((n, sum(widths)), np.int64) * 100 for n in (25, 8))
+    few = replace(few, hours=hours, weekdays=weekdays, within_hours=np.full(2, 1e6))
+    few = replace(few, priors=np.full((2, 2), 1e6))
+    timed = Monitor(calibration, PLAIN, Reference(cycle=few))
+    report = told(timed, calibration, normal(4_000))
+    assert (report.status, report.lacks) == ("unknown", "calibration")

@@ -85,5 +85,7 @@ def test_one_status_of_a_guarantee_is_current(served):
     status = {s.labels["status"]: s.value for s in found["guarantee_status"].samples}
     assert set(status) == set(STATUSES)
     assert [name for name, current in status.items() if current] == ["unknown"]
+    lacks = {s.labels["what"]: s.value for s in found["guarantee_lacks"].samples}
+    assert lacks == {"rows": 1, "calibration": 0}
     columns = {s.labels["column"] for s in found["reference_missing_ratio"].samples}
     assert columns == {drift.column for drift in trackers.tracker(served).report().columns}

@@ -1,0 +1,171 @@
+"""Measure how much rows of one entity, such as a customer, resemble each other, and for how long.
+
+A column such as the number of payments of the last 30 days changes slowly, and each customer has
+another value. The rows of a window are therefore not independent: the fewer customers there are,
+the further the shares of the bins drift, although nothing is wrong. A drift over weeks cannot be
+seen in two weeks of calibration rows as a whole, which are a single example of it, but in their
+entities, each of which is an example.
+
+The *likeness* of two rows is (1 / share of their bin − 1) / (bins − 1) if it is the same bin, else
+−1 / (bins − 1): 1 on average for equal rows, 0 for independent ones. The *covariance* at a distance
+in days is the sum of this over all pairs of rows of one entity at that distance, beyond what all
+rows of these days have in common, divided by the number of all pairs of rows. It follows for the
+shares of a day's bins:
+
+- Within a day they vary by the covariance at distance 0, minus that between days.
+- In later weeks they drift away by twice as much as the covariance still falls. It is taken to go
+  on falling as fast as between the smaller and the larger half of the distances in calibration, for
+  `HORIZON_DAYS` but not below 0. A covariance falls ever more slowly, so that this is cautious.
+
+Both are dispersions: 1 / (concentration + 1) of a Dirichlet distribution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly_vae.data.splitting import DAY
+from anomaly_vae.monitoring.martingale import Floats
+
+Bins = NDArray[np.int64]
+
+HORIZON_DAYS = 60.0
+"""Days after the calibration period for which values of entities are expected to go on drifting."""
+MAX_PERIODS = 16
+"""Maximum number of periods that the calibration days are divided into."""
+MIN_ENTITIES = 30.0
+"""Minimum effective number of entities in a column that the configuration does not name."""
+
+
+def effective_number(entities: Bins) -> float:
+    """Return how many equally frequent entities N rows would be of: infinity if all differ.
+
+    It is the number of pairs of rows, divided by the number of pairs of one entity.
+
+    >>> import numpy as np
+    >>> effective_number(np.array([0, 0, 1, 1, 2, 3]))
+    7.5
+    """
+    counts = np.bincount(entities).astype(np.float64)
+    pairs = (counts * (counts - 1)).sum()
+    return len(entities) * (len(entities) - 1) / float(pairs) if pairs else math.inf
+
+
+@dataclass(frozen=True)
+class Dispersion:
+    """What entities add to the variation of shares between days, and their drift afterwards."""
+
+    days: float
+    drift: float
+
+    @classmethod
+    def largest(cls, found: Iterable[Dispersion]) -> Self:
+        """Return the largest of each; 0 if there are none."""
+        found = list(found)
+        days, drift = ([getattr(one, name) for one in found] for name in ("days", "drift"))
+        return cls(max(days, default=0.0), max(drift, default=0.0))
+
+
+@dataclass(frozen=True, eq=False)
+class EntityRows:
+    """Rows of entities among N calibration rows."""
+
+    related: NDArray[np.intp]
+    """Positions (R,) of the rows whose entity has other rows."""
+    entities: Bins
+    """Number (R,) of the entity of each of them, from 0."""
+    periods: Bins
+    """Number (N,) of the period of each row."""
+    lags: Floats
+    """Distance in days (n, n) of each two of n periods."""
+
+    @classmethod
+    def of(cls, entities: Bins, seconds: Floats) -> Self:
+        """Prepare N rows.
+
+        Args:
+            entities: number (N,) of the entity of each row.
+            seconds: times (N,) of the rows, of two or more days.
+        """
+        days = (seconds // DAY).astype(np.int64)
+        days -= days.min()
+        n_days = int(days.max()) + 1
+        numbers = np.arange(min(n_days, MAX_PERIODS))
+        lags = np.abs(numbers[:, None] - numbers) * (n_days / len(numbers))
+        related = np.flatnonzero(np.bincount(entities)[entities] > 1)
+        renumbered = np.unique(entities[related], return_inverse=True)[1]
+        return cls(related, renumbered, days * len(numbers) // n_days, lags)
+
+    def dispersion(self, bins: Bins, width: int, rare: bool) -> Dispersion:
+        """Return the dispersion of the shares of the bins (N,) of one stream.
+
+        What is estimated is uncertain by a standard deviation over entities, which is added. If
+        bins are rare, it is subtracted instead.
+        """
+        pairs = _Pairs(self, bins, width)
+        if not len(self.related) or pairs.n_bins < 2:
+            return Dispersion(0.0, 0.0)
+        lags, half, sign = self.lags, self.lags.max() / 2, -1 if rare else 1
+        same, other = pairs.covariance(lags == 0), pairs.covariance(lags > 0)
+        near_mask, far_mask = (lags > 0) & (lags <= half), lags > half
+        fall = pairs.covariance(near_mask) - pairs.covariance(far_mask)
+        rate = _bound(fall, sign) / (pairs.mean_lag(far_mask) - pairs.mean_lag(near_mask))
+        further = rate * (HORIZON_DAYS - pairs.mean_lag(lags > 0))
+        drift = max(min(further, float(other.sum())), 0.0)
+        return Dispersion(_bound(same - other, sign), 2 * drift)
+
+
+class _Pairs:
+    """Pairs of rows by the periods of both, for the bins (N,) of one stream."""
+
+    def __init__(self, rows: EntityRows, bins: Bins, width: int) -> None:
+        self._lags, n = rows.lags, len(rows.lags)
+        totals = _count(rows.periods * width + bins, n * width).reshape(n, width)
+        sizes, shares = totals.sum(axis=1), totals.sum(axis=0) / len(bins)
+        weights = 1 / np.where(shares > 0, shares, np.inf)
+        self.n_bins = int(np.count_nonzero(shares))
+        self._all = np.outer(sizes, sizes) - np.diag(sizes)
+        self._usual = (totals * weights) @ totals.T / np.maximum(np.outer(sizes, sizes), 1)
+        cells = rows.entities * width + bins[rows.related]
+        units, numbers = np.unique(cells, return_inverse=True)
+        periods, self._n_entities = (
+            rows.periods[rows.related],
+            int(rows.entities.max(initial=-1)) + 1,
+        )
+        self._by_bin = _count(numbers * n + periods, len(units) * n).reshape(-1, n)
+        self._by_entity = _count(rows.entities * n + periods, self._n_entities * n).reshape(-1, n)
+        self._owners, self._weights = units // width, weights[units % width]
+
+    def covariance(self, mask: NDArray[np.bool_]) -> Floats:
+        """Return each entity's part (E,) of the covariance, for pairs of periods (n, n)."""
+        alike = _squares(self._by_bin, mask * 1.0)
+        usual = _squares(self._by_entity, mask * self._usual)
+        if mask[0, 0]:  # no row is paired with itself
+            alike -= self._by_bin.sum(axis=1)
+            usual -= self._by_entity @ np.diag(self._usual)
+        found = np.bincount(self._owners, self._weights * alike, self._n_entities) - usual
+        return np.asarray(found / ((self.n_bins - 1) * max(self._all[mask].sum(), 1)))
+
+    def mean_lag(self, mask: NDArray[np.bool_]) -> float:
+        """Return the mean distance of all pairs of rows in these periods, in days."""
+        return float(np.average(self._lags[mask], weights=self._all[mask] + 1e-9))
+
+
+def _count(positions: Bins, length: int) -> Floats:
+    return np.bincount(positions, minlength=length).astype(np.float64)
+
+
+def _squares(counts: Floats, weights: NDArray[Any]) -> Floats:
+    """Return the weighted sum (U,) of the products of all pairs of periods, for counts (U, n)."""
+    return np.asarray(((counts @ weights) * counts).sum(axis=1))
+
+
+def _bound(parts: Floats, sign: int) -> float:
+    """Return the sum of the parts (E,) of entities, and ``sign`` times its standard deviation."""
+    return float(parts.sum() + sign * math.sqrt((parts**2).sum()))
