@@ -521,6 +521,15 @@ def test_a_bundle_without_its_tensors_about_times_is_refused() -> None:
         from_files({**bundle.files, CALIBRATION: save_tensors(tensors)})
 
 
+def test_a_calibration_keeps_the_open_session_and_opens_none(folder: Path) -> None:
+    loaded = load_bundle(folder)
+    assert loaded.calibration is not None
+    assert "scorer" not in vars(loaded.calibrated(loaded.calibration, None))
+    scorer = loaded.scorer
+    assert loaded.calibrated(loaded.calibration, None).scorer is scorer
+    assert loaded.with_notes(manifest=dict(loaded.manifest)).scorer is scorer
+
+
 def test_without_times_the_files_are_as_before(calibrated: Bundle) -> None:
     assert set(load_tensors(calibrated.files[CALIBRATION])) == {"scores"}
     assert set(calibrated.manifest["reference"]) == {"anomaly_share", "columns"}
