@@ -122,7 +122,8 @@ class _Builder:
         nats, kl = self.average_members(*self.terms(at_mean))
         score = g("Add", g.sum_double(nats, f), kl)
         if self.scored_exemplars is not None:
-            score, nats, kl = self.add_exemplars(self.scored_exemplars, score, nats, kl)
+            rows = self.coordinates(self.scored_exemplars, at_mean)
+            score, nats, kl = self.add_exemplars(self.scored_exemplars, rows, score, nats, kl)
         g.named("nats", nats)
         g.named("kl", kl)
         g.named("score", score)
@@ -179,13 +180,36 @@ class _Builder:
         """Exemplar member, if the score has one."""
         return self.model.exemplars if scores_exemplars(self.model, self.score) else None
 
+    def coordinates(self, member: Exemplars, at_mean: list[str]) -> str:
+        """Compute the exemplars' rows (N, F), 0 where missing; see `Exemplars.coordinates`."""
+        g, n, f = self.g, self.layout.n_numeric, self.layout.n_columns
+        if member.metric is None:
+            return self.filled
+        missing, filled = (g.slice(part, 0, n) for part in (self.missing, self.filled))
+        some = g("Squeeze", g.cast(g("ReduceMax", g.cast(missing), keepdims=1), TensorProto.BOOL))
+
+        def guessed() -> str:
+            return g.as_double(g("Where", missing, self.first_member(at_mean[0]), filled))
+
+        numbers = g.choose(some, guessed, lambda: g.as_double(filled))
+        product = g.cast(g("MatMul", numbers, g.as_double(self.weight("exemplars.metric"))))
+        return g("Concat", g("Where", missing, 0.0, product), g.slice(self.filled, n, f), axis=-1)
+
     def add_exemplars(
-        self, member: Exemplars, score: str, nats: str, kl: str
+        self, member: Exemplars, rows: str, score: str, nats: str, kl: str
     ) -> tuple[str, str, str]:
-        """Average score, nats and kl with those of the exemplars; see `VAE.add_exemplars`."""
+        """Average score, nats and kl with those of the exemplars; see `VAE.add_exemplars`.
+
+        Args:
+            member: the exemplars.
+            rows: result of `coordinates`.
+            score: (N,), of the networks.
+            nats: (N, F), of the networks.
+            kl: (N,), of the networks.
+        """
         g = self.g
         own = ExemplarNodes(
-            g, member, lambda name: self.weight(f"exemplars.{name}"), self.filled, self.missing
+            g, member, lambda name: self.weight(f"exemplars.{name}"), rows, self.missing
         ).terms()
         share = g.as_double(self.weight("exemplars.share"))
         rest = g("Sub", g.double(1.0), share)

@@ -116,7 +116,8 @@ def _model(bundle: Bundle, tensors: dict[str, Tensor], **changes: Any) -> VAE:
         model.reach = tensors.get("reach")
     if f"{EXEMPLARS}center" in tensors:
         parts = {name: tensors[f"{EXEMPLARS}{name}"] for name in Exemplars.TENSORS}
-        model.exemplars = Exemplars(tabular_parts(model).likelihood.layout, **parts)
+        layout, metric = tabular_parts(model).likelihood.layout, tensors.get(f"{EXEMPLARS}metric")
+        model.exemplars = Exemplars(layout, metric, **parts)
     for name, value in model.state_dict().items():
         value.copy_(tensors[name].view_as(value))
     return model.eval()

@@ -25,7 +25,12 @@ LAYOUTS = {
     "a single level": Layout(0, 0, (1,)),
     "frequency bands": Layout(2, 1, (5, 2), ((-3.0, 0.0, 0.0, -1.5, -0.7), (0.0, 0.0))),
 }
-SHAPES = [{"members": 1}, {"members": 3}, {"members": 3, "reach": 2.0}]
+SHAPES = [
+    {"members": 1},
+    {"members": 3, "metric": True},
+    {"members": 3, "reach": 2.0},
+    {"members": 1, "metric": True},
+]
 
 
 def rows_of(layout: Layout, n: int = 24) -> NDArray[np.float32]:
@@ -41,12 +46,12 @@ def rows_of(layout: Layout, n: int = 24) -> NDArray[np.float32]:
     return x
 
 
-def model_of(layout: Layout, members: int, reach: float = 0.0) -> VAE:
+def model_of(layout: Layout, members: int, reach: float = 0.0, metric: bool = False) -> VAE:
     """Return an untrained model with exemplars."""
     config = ModelConfig(members=members, hidden_dim=16, latent_dim=2, prior="standard")
     model = build(config, layout, 1).eval()
     model.reach = torch.tensor([reach]) if reach else None
-    model.exemplars = exemplars_of(layout)
+    model.exemplars = exemplars_of(layout, metric=metric and layout.n_numeric > 1)
     return model
 
 
@@ -82,9 +87,11 @@ def test_scores_without_explanations_are_the_same(layout: Layout) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_missing_values_of_other_rows_change_no_score() -> None:
+@pytest.mark.parametrize("metric", [False, True])
+def test_missing_values_of_other_rows_change_no_score(metric: bool) -> None:
     """A tile with gaps takes another branch of the graph."""
-    x, session = rows_of(LAYOUTS["mixed"]), session_of(model_of(LAYOUTS["mixed"], 3), ScoreConfig())
+    model = model_of(LAYOUTS["mixed"], 3, metric=metric)
+    x, session = rows_of(LAYOUTS["mixed"]), session_of(model, ScoreConfig())
     (together,) = session.run(("score",), {"x": x})
     for start in range(0, len(x), 4):
         (apart,) = session.run(("score",), {"x": x[start : start + 4]})
