@@ -5,10 +5,11 @@ exemplar's distance to its fifth neighbour, times a factor that all exemplars sh
 1977): kernels are narrow where rows lie close together. The factor is the one with which exemplars
 of the training rows give the held-out rows the highest log-density.
 
-Distances are in coordinates y = A x (`models.exemplars`) with A = S^(-1/2), where S is the
-covariance of the differences between a row and its nearest neighbours, as within the classes of
-Hastie & Tibshirani (1996). Columns that depend on each other then count less than several columns,
-and a row that breaks such a dependence is far from all others.
+Distances are in coordinates y = A x (`models.exemplars`) with A = R^(-1/2), where R is the
+correlation matrix of the differences between a row and its nearest neighbours. Columns that depend
+on each other then count less than several columns, and a row that breaks such a dependence is far
+from all others. A covariance in place of R would also give the columns in which neighbours hardly
+differ more weight, and with it rare states that are normal.
 """
 
 from __future__ import annotations
@@ -102,10 +103,11 @@ def fit_exemplars(
 
 
 def neighbour_metric(layout: Layout, rows: Tensor, seed: int) -> Tensor | None:
-    """Return the metric A = S^(-1/2) of numbers, (n, n), scaled to determinant 1.
+    """Return the metric A = R^(-1/2) of numbers, (n, n), scaled to determinant 1.
 
-    S is the covariance of the differences between rows and their nearest neighbours, each in units
-    of the row's radius. It is shrunk towards equal variances, which n more rows would have.
+    R is the correlation matrix of the differences between rows and their nearest neighbours, each
+    in units of the row's radius. Their covariance is first shrunk towards equal variances, which n
+    more rows would have.
 
     Args:
         layout: the encoded columns.
@@ -131,7 +133,7 @@ def neighbour_metric(layout: Layout, rows: Tensor, seed: int) -> Tensor | None:
     gaps = rows[index, None, :n] - rows[near[:, :NEIGHBOUR], :n]
     units = (gaps / _radii(square)[:, None, None]).flatten(0, 1).double()
     share = max(MIN_SHRINKAGE, n / (n + len(index)))
-    return _inverse_root(_shrunk(units.T @ units / len(units), share)).float()
+    return _inverse_root(_correlation(_shrunk(units.T @ units / len(units), share))).float()
 
 
 def _shrunk(covariance: Tensor, share: float) -> Tensor:
@@ -140,11 +142,18 @@ def _shrunk(covariance: Tensor, share: float) -> Tensor:
     return equal.lerp(covariance / covariance.diagonal().mean().clamp_min(MIN_RADIUS), 1 - share)
 
 
+def _correlation(covariance: Tensor) -> Tensor:
+    """Return the correlations (n, n) of a covariance."""
+    deviation = covariance.diagonal().sqrt()
+    return covariance / torch.outer(deviation, deviation)
+
+
 def _inverse_root(matrix: Tensor) -> Tensor:
-    """Return S^(-1/2) of a positive definite matrix (n, n), scaled to determinant 1."""
+    """Return R^(-1/2) of a positive definite matrix R (n, n), scaled to determinant 1."""
     values, directions = torch.linalg.eigh(matrix)
     logs = -0.5 * values.log()
-    return directions * (logs - logs.mean()).exp() @ directions.mT
+    root: Tensor = directions * (logs - logs.mean()).exp() @ directions.mT
+    return root
 
 
 class Places(NamedTuple):
