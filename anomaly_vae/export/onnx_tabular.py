@@ -133,7 +133,7 @@ class _Builder:
         nats, kl = self.terms(at_mean)
         pair = g("Concat", g.stable_sum(g.as_double(nats), f), kl, axis=-1)
         pair, guard = self.average_members(pair)
-        exemplars = self.exemplars()
+        exemplars = self.exemplars(at_mean)
         if exemplars is not None:
             pair = g(
                 "Add", g("Mul", pair, self.rest()), g("MatMul", exemplars.pair(), self.weighting())
@@ -228,17 +228,29 @@ class _Builder:
         """Average over the member axis, which becomes 1."""
         return self.g("ReduceMean", value, self.g.axes(0), keepdims=1)
 
-    def exemplars(self) -> ExemplarNodes | None:
+    def exemplars(self, at_mean: list[str]) -> ExemplarNodes | None:
         """Return the nodes of the exemplar member, if the score has one."""
-        if self.model.exemplars is None or not scores_exemplars(self.model, self.score):
+        member = self.model.exemplars
+        if member is None or not scores_exemplars(self.model, self.score):
             return None
+        rows = self.filled if member.metric is None else self.coordinates(at_mean)
         return ExemplarNodes(
-            self.g,
-            self.model.exemplars,
-            lambda name: self.weight(f"exemplars.{name}"),
-            self.filled,
-            self.missing,
+            self.g, member, lambda name: self.weight(f"exemplars.{name}"), rows, self.missing
         )
+
+    def coordinates(self, at_mean: list[str]) -> str:
+        """Compute the exemplars' rows (N, F), 0 where missing; see `Exemplars.coordinates`."""
+        g, n, f = self.g, self.layout.n_numeric, self.layout.n_columns
+        missing, filled = (g.slice(part, 0, n) for part in (self.missing, self.filled))
+        some = g.cast(g("ReduceMax", g.cast(missing), keepdims=0), TensorProto.BOOL)
+
+        def guessed() -> Sequence[str]:
+            return [g("Where", missing, self.first_member(at_mean[0]), filled)]
+
+        numbers = g.choose(some, guessed, lambda: [filled], [TensorProto.FLOAT])[0]
+        product = g("MatMul", g.as_double(numbers), g.as_double(self.weight("exemplars.metric")))
+        known = g("Where", missing, 0.0, g.cast(product))
+        return known if n == f else g("Concat", known, g.slice(self.filled, n, f), axis=-1)
 
     def rest(self) -> str:
         """Compute the weight of the networks, (1,) float64."""

@@ -116,7 +116,8 @@ def _model(bundle: Bundle, tensors: dict[str, Tensor], **changes: Any) -> VAE:
         model.reach = tensors.get("reach")
     if f"{EXEMPLARS}center" in tensors:
         parts = {name: tensors[f"{EXEMPLARS}{name}"] for name in Exemplars.TENSORS}
-        model.exemplars = Exemplars(tabular_parts(model).likelihood.layout, **parts)
+        layout, metric = tabular_parts(model).likelihood.layout, tensors.get(f"{EXEMPLARS}metric")
+        model.exemplars = Exemplars(layout, metric, **parts)
     if f"{DRAWING}mean" in tensors:
         model.drawing = LatentGaussian(*(tensors[f"{DRAWING}{n}"] for n in LatentGaussian.TENSORS))
     for name, value in model.state_dict().items():

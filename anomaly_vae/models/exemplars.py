@@ -16,6 +16,11 @@ The first sum has one term per column, the second is the KL term. A number has a
 the exemplar's own variance. A binary or categorical column has the kernel of Aitchison & Aitken
 (1976), with the frequencies of the levels in place of a uniform distribution. A missing value has
 no kernel, so that it contributes nothing.
+
+Kernels are products over columns, but close rows differ together in columns that depend on each
+other. A member may therefore have coordinates y = A x in place of the numbers x, in which they
+differ more independently (`anomaly_vae.training.metric`). The determinant of A is 1, so that p(y) =
+p(x). Coordinate f belongs to column f: A is symmetric and positive definite.
 """
 
 from __future__ import annotations
@@ -46,6 +51,7 @@ class Exemplars(nn.Module):
         log_same: (S,), log-probability of each level of each of these columns if the exemplar has
             it; the levels of all columns follow one another.
         log_other: (S,), the same if the exemplar has another level.
+        metric: (n, n), A; None if coordinates are the numbers themselves.
 
     Example:
         >>> import torch
@@ -76,22 +82,33 @@ class Exemplars(nn.Module):
     codes: Tensor
     log_same: Tensor
     log_other: Tensor
+    metric: Tensor | None
     slot_column: Tensor
     """(S,): encoded column of each level."""
     slot_level: Tensor
     """(S,): code of each level."""
 
-    def __init__(self, layout: Layout, **tensors: Tensor) -> None:
+    def __init__(self, layout: Layout, metric: Tensor | None = None, **tensors: Tensor) -> None:
         super().__init__()
         self.layout = layout
         for name in self.TENSORS:
             self.register_buffer(name, tensors[name])
+        self.register_buffer("metric", metric)
         columns, levels = slots(layout)
         self.register_buffer("slot_column", torch.tensor(columns, dtype=torch.long), False)
         self.register_buffer("slot_level", torch.tensor(levels, dtype=torch.float32), False)
 
+    def coordinates(self, x: Tensor, filled: Tensor) -> Tensor:
+        """Return rows (N, F) with coordinates in place of numbers, NaN where missing.
+
+        Args:
+            x: (N, F), rows, NaN where missing.
+            filled: (N, F), the same rows with a guess where a number is missing.
+        """
+        return x if self.metric is None else transform(self.metric, x, filled)
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log_prob (N, F) and kl (N, 1) of rows (N, F), float64, nats.
+        """Return log_prob (N, F) and kl (N, 1) of `coordinates` (N, F), float64, nats.
 
         See the module's docstring; their sums over the last axis differ by `log_density`.
         """
@@ -103,7 +120,7 @@ class Exemplars(nn.Module):
         return log_prob, log_prob.sum(-1, keepdim=True) - density.unsqueeze(-1)
 
     def log_density(self, x: Tensor) -> Tensor:
-        """Return log p(x) of rows (N, F), (N,), float64, nats."""
+        """Return log p(x) of `coordinates` (N, F), (N,), float64, nats."""
         return _log_sum_exp(self.inputs(x) @ self.coefficients().mT + self.log_weight.double())
 
     def inputs(self, x: Tensor) -> Tensor:
@@ -146,6 +163,18 @@ class Exemplars(nn.Module):
         discrete = parts.new_zeros(len(rows), self.layout.n_columns - n)
         discrete.index_add_(1, self.slot_column - n, parts[:, 2 * n + 1 :])
         return torch.cat([numeric, discrete], -1)
+
+
+def transform(metric: Tensor, x: Tensor, filled: Tensor) -> Tensor:
+    """Multiply the numbers of rows by a metric (n, n); see `Exemplars.coordinates`.
+
+    >>> x = torch.tensor([[1.0, torch.nan, 5.0]])
+    >>> transform(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), x, x.nan_to_num(3.0)).tolist()
+    [[5.0, nan, 5.0]]
+    """
+    n = len(metric)
+    numeric = (filled[:, :n].double() @ metric.double()).to(x.dtype)
+    return torch.cat([numeric.masked_fill(torch.isnan(x[:, :n]), torch.nan), x[:, n:]], 1)
 
 
 def slots(layout: Layout) -> tuple[Sequence[int], Sequence[int]]:

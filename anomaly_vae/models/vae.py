@@ -141,10 +141,19 @@ class VAE(nn.Module):
             x: (N, F), rows.
         """
         assert self.exemplars is not None
-        log_prob, kl = self.exemplars(x)
+        filled = x if self.exemplars.metric is None else self.fill(x)
+        log_prob, kl = self.exemplars(self.exemplars.coordinates(x, filled))
         share = self.exemplars.share
         pairs = (terms.log_prob, log_prob), (terms.kl.sum(-1, keepdim=True), kl)
         return Terms(*((1 - share) * networks + share * own for networks, own in pairs))
+
+    def fill(self, x: Tensor) -> Tensor:
+        """Replace missing values of rows (N, F) by what the first member expects."""
+        missing = torch.isnan(x)
+        if not missing.any():
+            return x
+        mean = self.likelihood(self.infer(x, x.new_zeros(1, self.latent_dim)).outputs).mean
+        return torch.where(missing, mean.view(self.members, *x.shape)[0], x)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance of q(z|x), each (N, L)."""

@@ -87,7 +87,10 @@ def finalize(
         if training.trim:
             train, held_out = (_kept_rows(model, rows, training) for rows in (train, held_out))
         layout = tabular_parts(model).likelihood.layout
-        model.exemplars = fit_exemplars(layout, train, held_out, config.exemplars, training.seed)
+        fill = model.fill if model.patches is None else None
+        model.exemplars = fit_exemplars(
+            layout, train, held_out, config.exemplars, training.seed, fill
+        )
 
 
 def _aggregated_posterior(

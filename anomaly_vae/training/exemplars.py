@@ -4,17 +4,24 @@
 exemplar's distance to its fifth neighbour, times a factor that all exemplars share (Breiman et al.
 1977): kernels are narrow where rows lie close together. The factor is the one with which exemplars
 of the training rows give the held-out rows the highest log-density.
+
+Distances are in coordinates y = A x (`models.exemplars`) with A = R^(-1/2), where R is the
+correlation matrix of the differences between a row and its nearest neighbours. Columns that depend
+on each other then count less than several columns, and a row that breaks such a dependence is far
+from all others. A covariance in place of R would also give the columns in which neighbours hardly
+differ more weight, and with it rare states that are normal.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from anomaly_vae.data.encoding import Layout
-from anomaly_vae.models.exemplars import Exemplars, slots
+from anomaly_vae.models.exemplars import Exemplars, slots, transform
 from anomaly_vae.training.held_out import winsorized_mean
 
 SHARE = 0.5
@@ -35,6 +42,10 @@ MISMATCHES = (0.01, 0.03, 0.1, 0.3, 0.9)
 exemplar."""
 PSEUDO_COUNT = 0.5
 """Number of rows added to each level when its frequency is estimated."""
+METRIC_ROWS = 2048
+"""Maximum number of rows whose neighbours the covariance is estimated from."""
+MIN_SHRINKAGE = 0.02
+"""Minimum weight of equal variances in the covariance."""
 CHUNK = 256
 """Number of exemplars whose distances to all rows are computed at a time."""
 MAX_HELD_OUT = 1_000
@@ -43,7 +54,12 @@ MAX_HELD_OUT = 1_000
 
 @torch.no_grad()
 def fit_exemplars(
-    layout: Layout, train: Tensor, held_out: Tensor, count: int, seed: int
+    layout: Layout,
+    train: Tensor,
+    held_out: Tensor,
+    count: int,
+    seed: int,
+    fill: Callable[[Tensor], Tensor] | None = None,
 ) -> Exemplars:
     """Return the exemplar member of a table.
 
@@ -53,6 +69,8 @@ def fit_exemplars(
         held_out: (H, F), rows that widths are chosen by; they then become exemplars, too.
         count: maximum number of exemplars.
         seed: seed of their choice.
+        fill: function that replaces missing values of rows (N, F), see `VAE.fill`; None for kernels
+            in the numbers themselves.
 
     Example:
         >>> import torch
@@ -64,6 +82,9 @@ def fit_exemplars(
         >>> bool(usual > odd)
         True
     """
+    metric = None if fill is None else neighbour_metric(layout, fill(train), seed)
+    if fill is not None and metric is not None:
+        train, held_out = (transform(metric, rows, fill(rows)) for rows in (train, held_out))
     every = torch.cat([train, held_out])
     known, places = (Places.of(layout, rows, count, seed) for rows in (train, every))
     judges = held_out[:MAX_HELD_OUT]
@@ -76,7 +97,63 @@ def fit_exemplars(
     width = max(WIDTHS, key=lambda each: quality(each, middle)) if layout.n_numeric else 1.0
     discrete = layout.n_numeric < layout.n_columns
     mismatch = max(MISMATCHES, key=lambda each: quality(width, each)) if discrete else middle
-    return places.member(layout, width, mismatch)
+    member = places.member(layout, width, mismatch)
+    member.metric = metric
+    return member
+
+
+def neighbour_metric(layout: Layout, rows: Tensor, seed: int) -> Tensor | None:
+    """Return the metric A = R^(-1/2) of numbers, (n, n), scaled to determinant 1.
+
+    R is the correlation matrix of the differences between rows and their nearest neighbours, each
+    in units of the row's radius. Their covariance is first shrunk towards equal variances, which n
+    more rows would have.
+
+    Args:
+        layout: the encoded columns.
+        rows: (N, F), encoded rows without missing numbers.
+        seed: seed of the choice of rows whose neighbours are sought.
+
+    Returns:
+        The metric; None if fewer than two columns or distinct rows leave nothing to compare.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+        >>> metric = neighbour_metric(Layout(4, 0, ()), torch.cat([x, x], 1), seed=0)
+        >>> together, apart = torch.tensor([[1.0, 0, 1, 0], [1.0, 0, -1, 0]])
+        >>> bool((apart @ metric).norm() > 5 * (together @ metric).norm())
+        True
+    """
+    n = layout.n_numeric
+    index, _ = choose_rows(rows, METRIC_ROWS, seed)
+    if min(n, len(index)) < 2:
+        return None
+    square, near = neighbours(rows, index, n)
+    gaps = rows[index, None, :n] - rows[near[:, :NEIGHBOUR], :n]
+    units = (gaps / _radii(square)[:, None, None]).flatten(0, 1).double()
+    share = max(MIN_SHRINKAGE, n / (n + len(index)))
+    return _inverse_root(_correlation(_shrunk(units.T @ units / len(units), share))).float()
+
+
+def _shrunk(covariance: Tensor, share: float) -> Tensor:
+    """Average a covariance (n, n), in units of its mean variance, with the identity."""
+    equal = torch.eye(len(covariance), dtype=covariance.dtype)
+    return equal.lerp(covariance / covariance.diagonal().mean().clamp_min(MIN_RADIUS), 1 - share)
+
+
+def _correlation(covariance: Tensor) -> Tensor:
+    """Return the correlations (n, n) of a covariance."""
+    deviation = covariance.diagonal().sqrt()
+    return covariance / torch.outer(deviation, deviation)
+
+
+def _inverse_root(matrix: Tensor) -> Tensor:
+    """Return R^(-1/2) of a positive definite matrix R (n, n), scaled to determinant 1."""
+    values, directions = torch.linalg.eigh(matrix)
+    logs = -0.5 * values.log()
+    root: Tensor = directions * (logs - logs.mean()).exp() @ directions.mT
+    return root
 
 
 class Places(NamedTuple):

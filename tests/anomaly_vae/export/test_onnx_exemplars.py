@@ -34,9 +34,9 @@ LAYOUTS = {
 }
 SHAPES = [
     {"members": 1},
-    {"members": 3, "width": 1.0},
+    {"members": 3, "width": 1.0, "metric": True},
     {"members": 3, "reach": 2.0, "width": 5e-3},
-    {"members": 1, "width": 1e-6},
+    {"members": 1, "width": 1e-6, "metric": True},
 ]
 """With wide, mixed and narrow kernels; the exponents of narrow ones need float64."""
 
@@ -54,12 +54,15 @@ def rows_of(layout: Layout, n: int = 24) -> NDArray[np.float32]:
     return x
 
 
-def model_of(layout: Layout, members: int, reach: float = 0.0, width: float = 0.1) -> VAE:
+def model_of(
+    layout: Layout, members: int, reach: float = 0.0, width: float = 0.1, metric: bool = False
+) -> VAE:
     """Return an untrained model with exemplars, whose kernels have variances around a width."""
     config = ModelConfig(members=members, hidden_dim=16, latent_dim=2, prior="standard")
     model = build(config, layout, 1).eval()
     model.reach = torch.tensor([reach]) if reach else None
-    model.exemplars = exemplars_of(layout, width=width)
+    metric = metric and layout.n_numeric > 1
+    model.exemplars = exemplars_of(layout, width=width, metric=metric)
     return model
 
 
@@ -95,10 +98,11 @@ def test_scores_without_explanations_are_the_same(layout: Layout) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("metric", [False, True])
 @pytest.mark.parametrize("width", [1.0, 5e-3, 1e-6])
-def test_missing_values_of_other_rows_change_no_score(width: float) -> None:
+def test_missing_values_of_other_rows_change_no_score(width: float, metric: bool) -> None:
     """A tile with gaps takes another branch of the graph."""
-    model = model_of(LAYOUTS["mixed"], 3, width=width)
+    model = model_of(LAYOUTS["mixed"], 3, width=width, metric=metric)
     x, session = rows_of(LAYOUTS["mixed"]), session_of(model, ScoreConfig())
     (together,) = session.run(("score",), {"x": x})
     for start in range(0, len(x), 4):

@@ -85,3 +85,30 @@ def test_without_a_column_the_density_is_that_of_the_others() -> None:
     marginal = torch.trapezoid(member.log_density(whole).exp(), grid.double())
     hidden = member.log_density(torch.tensor([[0.3, torch.nan]])).exp()
     torch.testing.assert_close(hidden[0], marginal, rtol=1e-5, atol=1e-7)
+
+
+def test_coordinates_are_of_the_numbers_and_missing_where_these_are() -> None:
+    layout = LAYOUTS["mixed"]
+    member, x = exemplars_of(layout, metric=True), rows_of(layout)
+    assert member.metric is not None
+    y = member.coordinates(x, x.nan_to_num(1.5))
+    assert torch.equal(torch.isnan(y), torch.isnan(x))
+    torch.testing.assert_close(y[:, 3:], x[:, 3:], equal_nan=True)
+    truth = x.nan_to_num(1.5)[:, :3] @ member.metric
+    present = ~torch.isnan(x[:, :3])
+    torch.testing.assert_close(y[:, :3][present], truth[present])
+
+
+def test_coordinates_leave_a_density_of_the_numbers() -> None:
+    """It integrates to 1 over them."""
+    member = exemplars_of(Layout(2, 0, ()), metric=True)
+    axis = torch.linspace(-12, 12, 601)
+    grid = torch.cartesian_prod(axis, axis)
+    density = member.log_density(member.coordinates(grid, grid)).exp().view(601, 601)
+    inner = torch.trapezoid(density, axis.double())
+    assert torch.trapezoid(inner, axis.double()).item() == pytest.approx(1, abs=1e-4)
+
+
+def test_without_a_metric_coordinates_are_the_rows() -> None:
+    x = rows_of(LAYOUTS["mixed"])
+    assert exemplars_of(LAYOUTS["mixed"]).coordinates(x, x) is x

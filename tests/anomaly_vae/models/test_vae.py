@@ -393,3 +393,16 @@ def test_terms_linear_in_the_noise_cancel() -> None:
         noise = frozen_noise(draws, 2, seed=0).double()
         mirrored = truth.model.elbo(x, -noise).bound
         torch.testing.assert_close(truth.model.elbo(x, noise).bound, mirrored, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_missing_values_are_filled_with_what_the_first_member_expects(members: int) -> None:
+    config = ModelConfig(members=members, latent_dim=2, hidden_dim=6)
+    model = build(config, Layout(2, 1, (3,)), seed=1).eval()
+    x = torch.tensor([[0.3, -1.0, 1.0, 2.0], [torch.nan, 0.5, torch.nan, 1.0]])
+    with torch.no_grad():
+        filled = model.fill(x)
+        mean = model.likelihood(model.infer(x, torch.zeros(1, 2)).outputs).mean
+    missing = torch.isnan(x)
+    assert torch.equal(filled[~missing], x[~missing])
+    assert torch.equal(filled[missing], mean.view(members, 2, 4)[0][missing])

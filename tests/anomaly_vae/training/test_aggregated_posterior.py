@@ -346,7 +346,9 @@ def test_rows_that_are_trimmed_are_no_exemplars() -> None:
     for trim in (0.0, 0.1):
         finalize(made, x, held_out, config(members=1), TrainingConfig(trim=trim))
         assert made.exemplars is not None
-        kept[trim] = bool((made.exemplars.center == 30).any())
+        assert made.exemplars.metric is not None
+        numbers = made.exemplars.center @ made.exemplars.metric.inverse()
+        kept[trim] = bool((numbers > 29).any())
     assert kept == {0.0: True, 0.1: False}
 
 
@@ -357,5 +359,16 @@ def test_a_score_is_the_mean_of_networks_and_exemplars() -> None:
     with torch.no_grad():
         networks = made.average_members(made.aggregated_elbo(x, torch.zeros(1, 2)))
         both = made.add_exemplars(networks, x).bound
-    truth = (networks.bound + made.exemplars.log_density(x)) / 2
+    coordinates = made.exemplars.coordinates(x, x)
+    truth = (networks.bound + made.exemplars.log_density(coordinates)) / 2
     torch.testing.assert_close(both, truth, check_dtype=False, rtol=1e-5, atol=1e-5)
+
+
+def test_exemplars_of_tables_have_a_metric_and_those_of_patches_none() -> None:
+    x = randn(60, 5).clamp(0)
+    for patches in (None, torch.nn.Identity()):
+        made = model()
+        made.patches = patches
+        finalize(made, x, x[:20], config(), SEED)
+        assert made.exemplars is not None
+        assert (made.exemplars.metric is None) == (patches is not None)

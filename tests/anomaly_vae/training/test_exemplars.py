@@ -16,6 +16,7 @@ from anomaly_vae.training.exemplars import (
     fit_exemplars,
     level_shares,
     mean_squares,
+    neighbour_metric,
     neighbours,
 )
 
@@ -120,3 +121,58 @@ def test_it_repeats() -> None:
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name])
     assert not first.center.isnan().any()
+
+
+# ---------------------------------------------------------------- the metric
+
+
+def dependent(rows: int = 400) -> Tensor:
+    """Six columns in three dimensions: each of three numbers twice, with a little noise."""
+    x = randn(rows, 3)
+    return torch.cat([x, x + 0.02 * randn(rows, 3, seed=1)], 1)
+
+
+def test_the_metric_is_symmetric_and_keeps_volumes() -> None:
+    metric = neighbour_metric(Layout(6, 0, ()), dependent(), seed=0)
+    assert metric is not None
+    torch.testing.assert_close(metric, metric.T)
+    assert torch.linalg.det(metric).item() == pytest.approx(1, rel=1e-4)
+
+
+def test_it_stretches_what_neighbours_hardly_differ_in() -> None:
+    metric = neighbour_metric(Layout(6, 0, ()), dependent(), seed=0)
+    assert metric is not None
+    along, across = torch.eye(6)[0] + torch.eye(6)[3], torch.eye(6)[0] - torch.eye(6)[3]
+    assert (across @ metric).norm() > 3 * (along @ metric).norm()
+
+
+def test_a_row_that_breaks_a_dependence_is_less_probable_in_it() -> None:
+    layout, x, held_out = Layout(6, 0, ()), dependent(), dependent(500)[400:]
+    odd = torch.tensor([[0.5, 0.5, 0.5, 0.1, 0.5, 0.5]])
+    plain = fit_exemplars(layout, x, held_out, 1000, seed=0)
+    member = fit_exemplars(layout, x, held_out, 1000, seed=0, fill=lambda rows: rows)
+    usual = torch.full((1, 6), 0.5)
+    gap = plain.log_density(usual) - plain.log_density(odd)
+    own = (member.log_density(member.coordinates(row, row)) for row in (usual, odd))
+    assert next(own) - next(own) > gap + 5
+
+
+@pytest.mark.parametrize("rows", [randn(50, 1), torch.ones(50, 3), randn(1, 3)], ids=len)
+def test_without_anything_to_compare_there_is_no_metric(rows: Tensor) -> None:
+    assert neighbour_metric(Layout(rows.shape[1], 0, ()), rows, seed=0) is None
+
+
+def test_equal_columns_and_few_rows_have_a_metric() -> None:
+    x = randn(4, 1).expand(4, 8)
+    metric = neighbour_metric(Layout(8, 0, ()), x, seed=0)
+    assert metric is not None
+    assert metric.isfinite().all()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 40])
+def test_rows_with_missing_values_make_a_density_in_it(rows: int) -> None:
+    x = randn(rows, 3)
+    x[:, 1][randn(rows, 1)[:, 0] > 0] = torch.nan
+    member = fit_exemplars(NUMERIC, x, x[:1], 16, seed=0, fill=torch.nan_to_num)
+    coordinates = member.coordinates(x, x.nan_to_num())
+    assert member.log_density(coordinates).isfinite().all()
