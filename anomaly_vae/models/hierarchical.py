@@ -128,7 +128,7 @@ class TopDown(nn.Module):
         self.narrow = nn.ModuleList(map(block, widths, widths[1:]))
         self.deepen = nn.ModuleList(map(block, widths, widths))
         self.out = (
-            upsample(widths[-1], planes, "resize")
+            _smooth_output(widths[-1], planes)
             if smooth
             else nn.Conv2d(widths[-1], 4 * planes, 3, 1, 1)
         )
@@ -172,6 +172,16 @@ class TopDown(nn.Module):
         """Reshape the ε of a level from (N, C · H²) to (N, C, H, H)."""
         side = self.sides[level]
         return eps.reshape(-1, self.channels[level], side, side)
+
+
+def _smooth_output(width: int, planes: int) -> nn.Module:
+    """Return layers that double the side and end in ``planes`` values per pixel.
+
+    Enlarged features have no fine detail, so that the layer between adds some at the full side.
+    """
+    inner = max(width // 2, 1)
+    last = nn.Conv2d(inner, planes, 3, 1, 1, padding_mode="replicate")
+    return nn.Sequential(upsample(width, inner, "resize"), nn.SiLU(), last)
 
 
 class HierarchicalVAE(VAE):
