@@ -4,6 +4,8 @@ Normal simulated scans, MRI slices and X-rays are fitted with each upsampling of
 images are reconstructed, and as many pictures are sampled. Each of the two sets is compared with
 the test images as the model receives them:
 
+- alike: structural similarity (Wang et al. 2004) of reconstructions to their images, and of samples
+  to the test image that is most similar; 1 is equal;
 - spectrum: the energy in eight rings of spatial frequency, as the mean over rings of the absolute
   difference of mean log energies, in standard deviations of the test images. 0 is equal; blur and
   grids make it larger;
@@ -44,7 +46,7 @@ from benchmarks.common import (
     one_thread,
     summary_table,
 )
-from benchmarks.scans import MRI, XRAY, Task, load_mri, load_xray
+from benchmarks.scans import MRI, XRAY, Task, load_mri, load_xray, similarity
 
 Images = NDArray[np.float32]
 
@@ -60,8 +62,8 @@ SHORT_STRIDE = 4
 RINGS, FINEST, BORDER = 8, 0.375, 4
 """Number of rings of frequencies, lowest of the finest frequencies in cycles per pixel, and width
 of the border in pixels."""
-SHOWN = 8
-"""Number of pictures in a row of a contact sheet."""
+SHOWN, COMPARED = 8, 40
+"""Number of pictures in a row of a contact sheet, and of samples and images that are compared."""
 
 
 # ---------------------------------------------------------------- the tasks
@@ -117,7 +119,20 @@ class Pictures:
             f"{kind}_{name}": figure(made, self.given)
             for kind, made in (("rebuilt", self.reconstructed), ("sampled", self.sampled))
             for name, figure in FIGURES.items()
-        }
+        } | {"rebuilt_alike": self.rebuilt_alike(), "sampled_alike": self.sampled_alike()}
+
+    def rebuilt_alike(self) -> float:
+        """Return the mean similarity of reconstructions to their images."""
+        pairs = zip(self.given, self.reconstructed, strict=True)
+        return float(np.mean([similarity(*pair).mean() for pair in pairs]))
+
+    def sampled_alike(self) -> float:
+        """Return the mean similarity of samples to the most similar of the images."""
+        highest = [
+            max(similarity(one, image).mean() for image in self.given[:COMPARED])
+            for one in self.sampled[:COMPARED]
+        ]
+        return float(np.mean(highest))
 
     def sheet(self) -> bytes:
         """Draw a contact sheet as PNG: images, their reconstructions and samples."""
@@ -184,7 +199,7 @@ RESULT_COLUMNS = {
     **{
         f"{kind}_{name}": Column(f"{kind}: {name}", ".2f")
         for kind in ("rebuilt", "sampled")
-        for name in FIGURES
+        for name in ("alike", *FIGURES)
     },
 }
 

@@ -813,9 +813,7 @@ class Corruption(StrEnum):
 
 InputPaths = Annotated[
     list[str] | None,
-    typer.Option(
-        "--input", metavar="PATH", help="tables or images; default: samples of the model"
-    ),
+    typer.Option("--input", metavar="PATH", help="tables or images; default: samples of the model"),
 ]
 MorePaths = Annotated[
     list[str] | None, typer.Argument(metavar="[PATH]...", help="further input", show_default=False)

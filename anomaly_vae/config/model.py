@@ -89,9 +89,10 @@ class ImageModelConfig(Section):
     """Number of channels of the finest convolutions; each halving of the resolution doubles it."""
     hidden_dim: int = Field(256, ge=1, le=8192)
     """Number of units per dense layer."""
-    upsampling: Literal["resize", "shuffle", "transposed"] = "resize"
+    upsampling: Literal["resize", "shuffle", "transposed"] | None = None
     """Upsampling layer of decoders: `resize` enlarges linearly before a convolution, which leaves
-    neither grids nor frames in pictures; pixel `shuffle`, or a `transposed` convolution."""
+    neither grids nor frames in pictures; pixel `shuffle`, or a `transposed` convolution; null:
+    `resize` for `hierarchical`, else `shuffle`."""
     likelihood: Literal["gaussian", "laplace", "bernoulli", "structural", "contrast"] = "contrast"
     """Likelihood of pixels; `structural` is Gaussian on bands of local contrast, `contrast` counts
     the fraction of local variance left unexplained."""
@@ -125,12 +126,17 @@ class ImageModelConfig(Section):
     def resolve(self, n_columns: int) -> ResolvedImageModel:
         """Fill in sizes that are None; the number of pixels, ``n_columns``, has no influence."""
         del n_columns
-        usual = 8 if self.network == "hierarchical" else 16
-        sizes = {"latent_dim": self.latent_dim or (usual if self.backbone == "none" else 64)}
-        return ResolvedImageModel.model_validate({**dict(self), **sizes})
+        hierarchical = self.network == "hierarchical"
+        usual = 8 if hierarchical else 16
+        filled = {
+            "latent_dim": self.latent_dim or (usual if self.backbone == "none" else 64),
+            "upsampling": self.upsampling or ("resize" if hierarchical else "shuffle"),
+        }
+        return ResolvedImageModel.model_validate({**dict(self), **filled})
 
 
 class ResolvedImageModel(ImageModelConfig):
     """Network of an image model with all sizes known."""
 
     latent_dim: int
+    upsampling: Literal["resize", "shuffle", "transposed"]

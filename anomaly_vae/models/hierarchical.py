@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ LOG_VAR_BOUNDS = (-8.0, 3.0)
 LOG_SCALE_BOUNDS = (-4.0, 1.5)
 """Bounds of the prior's log-scale."""
 
+Padding = Literal["zeros", "replicate"]
+"""What convolutions see beyond the border."""
 ChooseEps = Callable[[int, Tensor], Tensor]
 """Function (level, state (N, W, H, H)) that returns the ε of that level (N, C, H, H)."""
 
@@ -35,7 +38,7 @@ ChooseEps = Callable[[int, Tensor], Tensor]
 class Block(nn.Sequential):
     """A 3×3 convolution, batch norm and SiLU."""
 
-    def __init__(self, inputs: int, outputs: int, padding: str = "zeros") -> None:
+    def __init__(self, inputs: int, outputs: int, padding: Padding = "zeros") -> None:
         super().__init__(
             nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False, padding_mode=padding),
             nn.BatchNorm2d(outputs),
@@ -82,7 +85,7 @@ class BottomUp(nn.Module):
 class Level(nn.Module):
     """The prior and posterior of one resolution, and the layer that adds latents to the state."""
 
-    def __init__(self, width: int, channels: int, padding: str) -> None:
+    def __init__(self, width: int, channels: int, padding: Padding) -> None:
         super().__init__()
         self.prior = nn.Conv2d(width, 2 * channels, 1)
         self.posterior = nn.Sequential(
@@ -122,7 +125,7 @@ class TopDown(nn.Module):
         self.start = nn.Parameter(torch.zeros(1, widths[0], self.sides[0], self.sides[0]))
         smooth = upsampling == "resize"
         self.enlargement = "bilinear" if smooth else "nearest"
-        padding = "replicate" if smooth else "zeros"
+        padding: Padding = "replicate" if smooth else "zeros"
         block = partial(Block, padding=padding)
         self.levels = nn.ModuleList(map(partial(Level, padding=padding), widths, self.channels))
         self.narrow = nn.ModuleList(map(block, widths, widths[1:]))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from benchmarks.pictures import FIGURES, border, finest, spectrum
+from benchmarks.pictures import FIGURES, Pictures, border, finest, spectrum
 
 
 def _images(count: int = 40, side: int = 32, seed: int = 0) -> np.ndarray:
@@ -33,3 +33,12 @@ def test_a_frame_raises_the_figure_of_the_border() -> None:
     inner[:, 16, 16] += 3
     assert border(framed, images) > 1.5
     assert border(inner, images) == 1
+
+
+def test_pictures_are_like_the_images_that_they_are_of() -> None:
+    images = _images(6)
+    same = Pictures(images, images, images[::-1])
+    assert same.rebuilt_alike() == pytest.approx(1)
+    assert same.sampled_alike() == pytest.approx(1)
+    other = Pictures(images, images[::-1], _images(6, seed=1))
+    assert max(other.rebuilt_alike(), other.sampled_alike()) < 0.5
