@@ -9,7 +9,7 @@ resized.
 "Flagged" is the false positive rate at alpha 0.05; "told" is the share of images that
 ``unusual_input`` reports at 0.01; "watch" is the number of images after which the status of the
 guarantee is doubtful or broken, if the images of the source come one after the other in random
-order, the median of `ORDERS` orders; none if fewer than half of the orders come to this.
+order, the median of `ORDERS` orders; inf if fewer than half of the orders come to this.
 """
 
 from __future__ import annotations

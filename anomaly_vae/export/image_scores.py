@@ -10,7 +10,7 @@ The outputs are
 
 A standardised score measures each share relative to its mean and standard deviation on held-out
 normal images, and is then not in nats. The localization score (type "contamination") is minus the
-log-probability that no pixel is anomalous, Σ softplus(4 (ℓ − level)). Here ℓ are the log-odds of
+log-probability that no pixel is anomalous, Σ softplus(2 (ℓ − level)). Here ℓ are the log-odds of
 the localization head, averaged over the image and its mirror image and smoothed by one pixel, less
 a share of what a twentieth of the image's pixels exceed: in an image that looks odd everywhere, a
 place has to stand out more. Three pixels in a thousand of held-out normal images exceed the level.
@@ -35,7 +35,7 @@ CHUNK_IMAGES = 64
 """Number of images that are scored at a time while statistics are estimated."""
 SMOOTHING = 1.0
 """Standard deviation of the blur over the statistics of neighbouring pixels, in pixels."""
-GAIN, LEVEL_QUANTILE = 4.0, 0.997
+GAIN, LEVEL_QUANTILE = 2.0, 0.997
 """Steepness of the localization score above the level, and the quantile that defines the level."""
 RELATIVE, EXCEEDING = 0.7, 0.05
 """Share that is subtracted of the log-odds that a share of the image's pixels exceed, and this
