@@ -355,7 +355,8 @@ def test_values_of_few_customers_drift_without_being_a_shift():
         reports = [counted(timed.monitor, timed, part) for part in late]
         amounts = [r.columns[[c.column for c in r.columns].index("amount")] for r in reports]
         found[entity] = max(amount.martingale_log10 for amount in amounts)
-    assert found["customer"] < 1 < 5 < found[None]
+    assert found["customer"] < 1
+    assert found[None] > 5
 
 
 def test_columns_say_after_how_many_rows_a_change_is_noticed():
