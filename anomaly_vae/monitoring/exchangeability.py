@@ -105,15 +105,6 @@ class Reference:
     cycle: Cycle | None = None
     """Variation of the rows over time; None if their times are unknown or cover too few days."""
 
-    @cached_property
-    def noticed_after(self) -> dict[str, int | None]:
-        """Rows after which a change of a tenth of them is usually noticed, by tested column."""
-        if not self.cycle or self.columns is None:
-            return {}
-        concentrations = self.cycle.concentrations[FIRST_COLUMN:].tolist()
-        names = (column.name for column in self.columns)
-        return dict(zip(names, map(rows_until_noticed, concentrations), strict=True))
-
     def to_json(self) -> dict[str, Any]:
         """Return the reference without the cycle's arrays as plain JSON values, for the manifest.
 
@@ -252,6 +243,20 @@ class Monitor:
     @property
     def _n_columns(self) -> int:
         return len(self._sketches.columns) if self._sketches else 0
+
+    @cached_property
+    def noticed_after(self) -> dict[str, int | None]:
+        """Rows after which a change of a tenth of them is usually noticed, by tested column."""
+        cycle, columns = self.reference.cycle, self.reference.columns
+        if not cycle or columns is None:
+            return {}
+        rows = map(rows_until_noticed, cycle.concentrations[FIRST_COLUMN:].tolist())
+        return dict(zip((column.name for column in columns), rows, strict=True))
+
+    @property
+    def window_rows(self) -> int:
+        """Number of rows in a full window."""
+        return BLOCKS * self.block_rows
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -404,7 +409,7 @@ class Monitor:
         tests = sorted({min(test, len(recent) - 1) for test in COLUMN_TESTS})
         by_column = np.stack(np.split(counts[tests], self._n_columns, axis=1))
         logs = log10_martingales_of_columns(by_column, np.stack(urns)[:, tests]).tolist()
-        triples = zip(drift, logs, self.reference.noticed_after.values(), strict=True)
+        triples = zip(drift, logs, self.noticed_after.values(), strict=True)
         return tuple(
             replace(column, martingale_log10=log, noticed_after=rows)
             for column, log, rows in triples

@@ -17,7 +17,7 @@ from anomaly_vae.data.schema import TabularSchema
 from anomaly_vae.messages import listed
 from anomaly_vae.monitoring.cycles import Timeline
 from anomaly_vae.monitoring.entities import MIN_ENTITIES, Bins, effective_number
-from anomaly_vae.monitoring.exchangeability import Reference
+from anomaly_vae.monitoring.exchangeability import Monitor
 from anomaly_vae.types import ColumnType
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.labels import column_codes
@@ -49,19 +49,19 @@ def entities_of(data: Dataset, config: Config, rows: NDArray[np.intp]) -> dict[s
     return {name: found[name] for name in kept[:MAX_COLUMNS]}
 
 
-def describe_entities(reference: Reference, timeline: Timeline) -> str | None:
+def describe_entities(monitor: Monitor, timeline: Timeline) -> str | None:
     """Say after how many rows a change is noticed, given entities; None if there is nothing to say.
 
     Args:
-        reference: what was learned of the calibration rows.
-        timeline: their times and entities.
+        monitor: the monitor of the calibrated model.
+        timeline: times and entities of the calibration rows.
     """
-    noticed = reference.noticed_after
-    rows = [count for count in noticed.values() if count is not None]
+    noticed, longest = monitor.noticed_after, monitor.window_rows
+    rows = [count for count in noticed.values() if count is not None and count <= longest]
     if not timeline.entities or not rows:
         return None
     days = [_days(count, timeline) for count in (min(rows), max(rows))]
-    unnoticed = [name for name, count in noticed.items() if count is None]
+    unnoticed = [name for name, count in noticed.items() if count not in rows]
     text = (
         f"monitoring: rows of one {' or '.join(map(repr, timeline.entities))} resemble each other, "
         "so many rows may say little. If a tenth of the rows change in a column, it is usually "

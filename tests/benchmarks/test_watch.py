@@ -9,9 +9,9 @@ from benchmarks.handbook import BASE_COLUMNS
 from benchmarks.watch import (
     DAILY_ROWS,
     POPULATIONS,
-    Population,
     TERMINAL,
     TIME,
+    Population,
     changes,
     report_entities,
     thinned,

@@ -363,7 +363,7 @@ def test_columns_say_after_how_many_rows_a_change_is_noticed():
     bundle, table = timed_bundle(), slow_rows(60, 0, 14, 1)
     report = counted(bundle.monitor, bundle, timed_rows(1, 600, 1))
     assert all(1_250 <= column.noticed_after < 5_000 for column in report.columns)
-    noticed = with_times(bundle, table, "customer").monitor.reference.noticed_after
+    noticed = with_times(bundle, table, "customer").monitor.noticed_after
     assert noticed["amount"] is None
     assert noticed["other"] < 3_000
 
