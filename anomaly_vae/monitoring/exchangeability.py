@@ -81,6 +81,8 @@ MAX_EXACT_ROWS = 100_000
 
 For more rows, the limit is extrapolated and slightly too high.
 """
+MANY_ROWS = 10_000
+"""Number of rows that tell as much as any further ones would."""
 HARMLESS_FLAGS = 12
 """Number of flags that never break the guarantee, and of rows that never raise doubts about it: a
 few related rows may come together."""
@@ -322,7 +324,7 @@ class Monitor:
         broken = bool((recent[:, FLAGGED] > limits).any())
         rows, flagged = int(whole[ROWS]), int(whole[FLAGGED])
         status = self._status(rows, limits[-1], martingale, broken)
-        lacks = self._lacks(rows) if status == "unknown" else None
+        lacks = self._lacks(rows, expected[1][-1]) if status == "unknown" else None
         return Report(status, rows, flagged, limits[-1], martingale, drift, lacks)
 
     def _status(self, rows: int, limit: int, martingale: float, broken: bool) -> Status:
@@ -339,18 +341,11 @@ class Monitor:
         """Return whether flags at `TELLING_RATIO` times alpha would exceed the limit."""
         return bool(limit < rows * min(TELLING_RATIO * self._alpha, 1.0))
 
-    def _lacks(self, rows: int) -> Lack:
-        """Return what is missing to tell more of ``rows`` rows than that it is unknown."""
-        return "rows" if rows <= HARMLESS_FLAGS or self._many_rows_tell else "calibration"
-
-    @cached_property
-    def _many_rows_tell(self) -> bool:
-        """Whether as many rows at the times of the calibration rows as are wanted tell enough."""
-        many = np.full(1, MAX_EXACT_ROWS)
-        counts = self.empty_counts[None]
-        if self.reference.cycle:
-            counts[0, self._first_week_cell :] = self.reference.cycle.times(self.widths)
-        return self._tells(MAX_EXACT_ROWS, self._limits(many, self._expected(counts)[1])[0])
+    def _lacks(self, rows: int, urn: Floats) -> Lack:
+        """Return what is missing to tell more of ``rows`` rows, given the urn (2,) of flags."""
+        if rows <= HARMLESS_FLAGS:
+            return "rows"
+        return "rows" if self._tells(MANY_ROWS, self._limit(MANY_ROWS, urn)) else "calibration"
 
     @cached_property
     def _shares(self) -> tuple[Floats, ...]:

@@ -29,6 +29,8 @@ def table(tmp_path):
         "card_id": np.where(rng.random(ROWS) < 0.1, np.nan, rng.integers(0, 300, ROWS)),
         "kind": rng.integers(0, 3, ROWS),
         "count": rng.integers(0, 50, ROWS),
+        "depot": rng.integers(0, 90, ROWS),
+        "depot_payments": rng.integers(0, 90, ROWS),
         "fraud": rng.integers(0, 100, ROWS) == 0,
     }
     pd.DataFrame(columns).to_parquet(tmp_path / "payments.parquet")
@@ -46,21 +48,21 @@ def found(path, rows=None, **settings):
 
 
 def test_columns_of_which_many_rows_share_each_value_name_entities(table):
-    assert list(found(table)) == ["shop", "customer", "card_id"]
+    assert list(found(table)) == ["depot", "shop", "customer", "card_id"]
 
 
 def test_columns_that_the_model_reads_as_numbers_name_entities_only_by_their_names(table):
     features = ["amount", "count", "card_id", "customer", "shop"]
     types = {name: {"type": "numeric"} for name in ("card_id", "customer")}
     read = found(table, data={"features": features, "types": types})
-    assert list(read) == ["shop", "customer", "card_id"]
-    assert "count" in found(table, data={"features": ["amount"]})
+    assert list(read) == ["depot", "shop", "customer", "card_id"]
+    assert "depot" not in found(table, data={"features": ["amount", "depot"]})
 
 
 def test_columns_that_the_configuration_names_come_first_however_few_entities_they_have(table):
     budget = {"method": "budget", "per_day": 3, "entity": "card_id"}
     kinds = found(table, evaluation={"entity": "kind"}, calibration=budget)
-    assert list(kinds) == ["kind", "card_id", "shop", "customer"]
+    assert list(kinds) == ["kind", "card_id", "depot", "shop", "customer"]
     windows = {"customer": {"over": ["1d"], "count": True}}
     columns = {"features": None, "windows": windows}
     assert next(iter(found(table, data=columns))) == "customer"
