@@ -339,7 +339,7 @@ def _run_population(
         with service(bundle) as client:
             replays.add(key, measure_population(client, month, population))
     table = population.of(month)
-    put_in, daily_rows = changes(table), len(table) // 31
+    put_in, daily_rows = changes(month), len(table) // 31
     for name, seed in product(put_in, range(streams)):
         if (name, population.title, seed) not in delays:
             with service(bundle) as client:

@@ -132,15 +132,6 @@ class Cycle:
         parts = zip(hours, weekdays, self.priors.T.tolist(), strict=True)
         return np.hstack([_profile(*part) for part in parts])
 
-    def times(self, widths: Sequence[int]) -> Counts:
-        """Return the number (`WEEK_CELLS`,) of calibration rows at each time of the week.
-
-        The rows of each hour are divided among weekdays as all rows are.
-        """
-        first = widths[0]
-        hours, weekdays = (part[:, :first].sum(axis=1) for part in (self.hours, self.weekdays))
-        return np.outer(hours, weekdays).ravel()
-
     def totals(self, times: Counts, widths: Sequence[int]) -> Floats:
         """Return the concentration (M, S) of the rows at times (S, `WEEK_CELLS`) in each stream.
 

@@ -62,7 +62,7 @@ class Drift:
     """Evidence that the values differ from those of calibration rows; None if it was not tested."""
     noticed_after: int | None = None
     """Number of rows after which it is usually noticed that a tenth of them moved to one end of the
-    column; None if it is not noticed at all, or the column is not tested."""
+    column; None if no number of rows suffices, or the column is not tested."""
 
 
 class Sketches:

@@ -81,6 +81,8 @@ MAX_EXACT_ROWS = 100_000
 
 For more rows, the limit is extrapolated and slightly too high.
 """
+MANY_ROWS = 10_000
+"""Number of rows that tell as much as any further ones would."""
 HARMLESS_FLAGS = 12
 """Number of flags that never break the guarantee, and of rows that never raise doubts about it: a
 few related rows may come together."""
@@ -104,15 +106,6 @@ class Reference:
     """Sketches of the columns; None if columns are not monitored (images)."""
     cycle: Cycle | None = None
     """Variation of the rows over time; None if their times are unknown or cover too few days."""
-
-    @cached_property
-    def noticed_after(self) -> dict[str, int | None]:
-        """Rows after which a change of a tenth of them is usually noticed, by tested column."""
-        if not self.cycle or self.columns is None:
-            return {}
-        concentrations = self.cycle.concentrations[FIRST_COLUMN:].tolist()
-        names = (column.name for column in self.columns)
-        return dict(zip(names, map(rows_until_noticed, concentrations), strict=True))
 
     def to_json(self) -> dict[str, Any]:
         """Return the reference without the cycle's arrays as plain JSON values, for the manifest.
@@ -253,6 +246,20 @@ class Monitor:
     def _n_columns(self) -> int:
         return len(self._sketches.columns) if self._sketches else 0
 
+    @cached_property
+    def noticed_after(self) -> dict[str, int | None]:
+        """Rows after which a change of a tenth of them is usually noticed, by tested column."""
+        cycle, columns = self.reference.cycle, self.reference.columns
+        if not cycle or columns is None:
+            return {}
+        rows = map(rows_until_noticed, cycle.concentrations[FIRST_COLUMN:].tolist())
+        return dict(zip((column.name for column in columns), rows, strict=True))
+
+    @property
+    def window_rows(self) -> int:
+        """Number of rows in a full window."""
+        return BLOCKS * self.block_rows
+
     @property
     def widths(self) -> tuple[int, ...]:
         """Number of bins of each stream: p-values, flags, and each column."""
@@ -317,7 +324,7 @@ class Monitor:
         broken = bool((recent[:, FLAGGED] > limits).any())
         rows, flagged = int(whole[ROWS]), int(whole[FLAGGED])
         status = self._status(rows, limits[-1], martingale, broken)
-        lacks = self._lacks(rows) if status == "unknown" else None
+        lacks = self._lacks(rows, expected[1][-1]) if status == "unknown" else None
         return Report(status, rows, flagged, limits[-1], martingale, drift, lacks)
 
     def _status(self, rows: int, limit: int, martingale: float, broken: bool) -> Status:
@@ -334,18 +341,11 @@ class Monitor:
         """Return whether flags at `TELLING_RATIO` times alpha would exceed the limit."""
         return bool(limit < rows * min(TELLING_RATIO * self._alpha, 1.0))
 
-    def _lacks(self, rows: int) -> Lack:
-        """Return what is missing to tell more of ``rows`` rows than that it is unknown."""
-        return "rows" if rows <= HARMLESS_FLAGS or self._many_rows_tell else "calibration"
-
-    @cached_property
-    def _many_rows_tell(self) -> bool:
-        """Whether as many rows at the times of the calibration rows as are wanted tell enough."""
-        many = np.full(1, MAX_EXACT_ROWS)
-        counts = self.empty_counts[None]
-        if self.reference.cycle:
-            counts[0, self._first_week_cell :] = self.reference.cycle.times(self.widths)
-        return self._tells(MAX_EXACT_ROWS, self._limits(many, self._expected(counts)[1])[0])
+    def _lacks(self, rows: int, urn: Floats) -> Lack:
+        """Return what is missing to tell more of ``rows`` rows, given the urn (2,) of flags."""
+        if rows <= HARMLESS_FLAGS:
+            return "rows"
+        return "rows" if self._tells(MANY_ROWS, self._limit(MANY_ROWS, urn)) else "calibration"
 
     @cached_property
     def _shares(self) -> tuple[Floats, ...]:
@@ -404,7 +404,7 @@ class Monitor:
         tests = sorted({min(test, len(recent) - 1) for test in COLUMN_TESTS})
         by_column = np.stack(np.split(counts[tests], self._n_columns, axis=1))
         logs = log10_martingales_of_columns(by_column, np.stack(urns)[:, tests]).tolist()
-        triples = zip(drift, logs, self.reference.noticed_after.values(), strict=True)
+        triples = zip(drift, logs, self.noticed_after.values(), strict=True)
         return tuple(
             replace(column, martingale_log10=log, noticed_after=rows)
             for column, log, rows in triples

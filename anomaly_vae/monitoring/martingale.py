@@ -45,7 +45,7 @@ MOVED_SHARES = (0.1, 0.4)
 """Shares of the rows that move towards one end of a column's values in a bet."""
 MOVED_SLOPES = (-5.0, 5.0)
 """Slopes of the logarithm of the density of moved rows, over all values of a column."""
-TREND_LEVEL = 0.002
+TREND_LEVEL = 0.005
 """Probability under the null hypothesis that the bet on a trend wins in any of the columns."""
 MIN_TREND_ROWS = 800.0
 """Minimum number of independent rows that a window has to be worth for the bet on a trend."""

@@ -52,7 +52,7 @@ def show_guarantee(report: Report, kind: str) -> None:
     words = EXPLANATIONS[report.lacks or report.status].format(**vars(report), noun=NOUNS[kind])
     console.info(f"guarantee {report.status}: {words}")
     tested = [drift for drift in report.columns or () if drift.martingale_log10 is not None]
-    unnoticed = [drift.column for drift in tested if drift.noticed_after is None]
+    unnoticed = [drift.column for drift in tested if not _notices(drift, report.rows)]
     if report.status == "holding" and 0 < len(unnoticed) < len(tested):
         console.info(UNNOTICED.format(columns=listed(unnoticed)))
     rows = [drift for drift in report.columns or () if _stands_out(drift)]
@@ -60,6 +60,11 @@ def show_guarantee(report: Report, kind: str) -> None:
         rows.sort(key=lambda drift: -(drift.psi or 0.0))
         header = ["column", "drift (PSI)", "missing", "calibration", "unseen", "calibration"]
         console.table("Columns that differ", header, [_line(drift) for drift in rows[:MAX_COLUMNS]])
+
+
+def _notices(drift: Drift, rows: int) -> bool:
+    """Return whether a change of a tenth of the rows is usually noticed."""
+    return drift.noticed_after is not None and drift.noticed_after <= rows
 
 
 def _stands_out(drift: Drift) -> bool:

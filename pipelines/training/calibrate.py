@@ -42,7 +42,13 @@ from anomaly_vae.lifecycle.registry import (
     Version,
 )
 from anomaly_vae.monitoring.cycles import Timeline, describe_span
-from anomaly_vae.monitoring.exchangeability import Reference, TimedRows, fit_reference, fit_times
+from anomaly_vae.monitoring.exchangeability import (
+    Monitor,
+    Reference,
+    TimedRows,
+    fit_reference,
+    fit_times,
+)
 from anomaly_vae.scoring.attribution import sequential_dropout
 from anomaly_vae.scoring.detector import Detector
 from anomaly_vae.scoring.scorer import ScoredRows, Scorer
@@ -296,7 +302,7 @@ def _reference(
     timed = traffic.first(len(scored.scores))
     console.info(describe_span(timed.timeline))
     reference = fit_times(chosen, encoding, reference, timed, traffic)
-    if text := describe_entities(reference, traffic.timeline):
+    if text := describe_entities(Monitor(chosen, encoding, reference), traffic.timeline):
         console.info(text)
     return reference
 

@@ -17,13 +17,15 @@ from anomaly_vae.data.schema import TabularSchema
 from anomaly_vae.messages import listed
 from anomaly_vae.monitoring.cycles import Timeline
 from anomaly_vae.monitoring.entities import MIN_ENTITIES, Bins, effective_number
-from anomaly_vae.monitoring.exchangeability import Reference
+from anomaly_vae.monitoring.exchangeability import Monitor
 from anomaly_vae.types import ColumnType
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.labels import column_codes
 
 MAX_COLUMNS = 16
 """Maximum number of columns that are taken to name entities, those with the fewest first."""
+SHOWN_COLUMNS = 3
+"""Maximum number of columns that a message names."""
 
 
 def entities_of(data: Dataset, config: Config, rows: NDArray[np.intp]) -> dict[str, Bins]:
@@ -31,8 +33,8 @@ def entities_of(data: Dataset, config: Config, rows: NDArray[np.intp]) -> dict[s
 
     These are the columns that the configuration names as such (`data.windows`, `data.group`,
     `calibration.entity`, `evaluation.entity`), and others of which many rows share each value, also
-    if the model does not read them. Columns that it reads as numbers are no entities, unless
-    their names say so.
+    if the model does not read them: columns of texts, and of whole numbers that are named like an
+    id or begin the names of other columns.
 
     Args:
         data: the data set.
@@ -49,31 +51,28 @@ def entities_of(data: Dataset, config: Config, rows: NDArray[np.intp]) -> dict[s
     return {name: found[name] for name in kept[:MAX_COLUMNS]}
 
 
-def describe_entities(reference: Reference, timeline: Timeline) -> str | None:
+def describe_entities(monitor: Monitor, timeline: Timeline) -> str | None:
     """Say after how many rows a change is noticed, given entities; None if there is nothing to say.
 
     Args:
-        reference: what was learned of the calibration rows.
-        timeline: their times and entities.
+        monitor: the monitor of the calibrated model.
+        timeline: times and entities of the calibration rows.
     """
-    noticed = reference.noticed_after
-    rows = [count for count in noticed.values() if count is not None]
+    noticed, longest = monitor.noticed_after, monitor.window_rows
+    rows = [count for count in noticed.values() if count is not None and count <= longest]
     if not timeline.entities or not rows:
         return None
-    days = [_days(count, timeline) for count in (min(rows), max(rows))]
-    unnoticed = [name for name, count in noticed.items() if count is None]
+    ends = sorted({min(rows), max(rows)})
+    days = " to ".join(f"{n * timeline.n_days / len(timeline.seconds):.2g}" for n in ends)
+    unnoticed = [name for name, count in noticed.items() if count not in rows]
     text = (
         f"monitoring: rows of one {' or '.join(map(repr, timeline.entities))} resemble each other, "
         "so many rows may say little. If a tenth of the rows change in a column, it is usually "
-        f"noticed after {min(rows):,} to {max(rows):,} rows, {' to '.join(days)} days of such rows"
+        f"noticed after {' to '.join(f'{n:,}' for n in ends)} rows, {days} days of such rows"
     )
     if not unnoticed:
         return text
-    return f"{text}; in {listed(unnoticed)} only larger changes are, as values drift by themselves"
-
-
-def _days(rows: int, timeline: Timeline) -> str:
-    return f"{rows * timeline.n_days / len(timeline.seconds):.2g}"
+    return f"{text}; in {listed(unnoticed, most=SHOWN_COLUMNS)} only larger changes are"
 
 
 def _named(config: Config) -> set[str]:
@@ -89,27 +88,31 @@ def _tells(effective: float, is_named: bool) -> bool:
 
 
 def _candidates(data: Dataset, table: pa.Table, named: set[str]) -> Iterator[str]:
+    types = _types(data.schema)
     for name in table.column_names:
         if name in (data.label, data.id, data.time):
             continue
-        column = table.column(name)
-        if name in named or (_is_discrete(column) and not _is_measured(name, column, data.schema)):
+        if name in named or _names_things(name, table, types.get(name)):
             yield name
 
 
-def _is_discrete(column: pa.ChunkedArray) -> bool:
-    kind = column.type
-    if pa.types.is_floating(kind):
-        return bool(pc.all(pc.equal(pc.floor(column), column)).as_py())
-    kinds = pa.types.is_string, pa.types.is_large_string, pa.types.is_integer
-    return any(is_kind(kind) for is_kind in kinds)
-
-
-def _is_measured(name: str, column: pa.ChunkedArray, schema: object) -> bool:
-    """Return whether the model reads a column as numbers or times, and its name agrees."""
+def _types(schema: object) -> Mapping[str, ColumnType]:
     columns = schema.columns if isinstance(schema, TabularSchema) else ()
-    types: Mapping[str, ColumnType] = {one.name: one.type for one in columns}
-    if types.get(name, ColumnType.CATEGORICAL) == ColumnType.CATEGORICAL:
+    return {column.name: column.type for column in columns}
+
+
+def _names_things(name: str, table: pa.Table, read_as: ColumnType | None) -> bool:
+    """Return whether a column may name entities, given the type that the model reads it as."""
+    column, is_read = table.column(name), read_as not in (None, ColumnType.CATEGORICAL)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return not is_read
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
         return False
-    numbers = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-    return not (numbers and seems_to_name_things(name, column.drop_null()))
+    if seems_to_name_things(name, column.drop_null()):
+        return True
+    begins = any(other.startswith(f"{name}_") for other in table.column_names)
+    return begins and not is_read and _are_whole(column)
+
+
+def _are_whole(column: pa.ChunkedArray) -> bool:
+    return bool(pc.all(pc.equal(pc.floor(column), column)).as_py())

@@ -6,7 +6,16 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.handbook import BASE_COLUMNS
-from benchmarks.watch import DAILY_ROWS, TERMINAL, TIME, changes, thinned
+from benchmarks.watch import (
+    DAILY_ROWS,
+    POPULATIONS,
+    TERMINAL,
+    TIME,
+    Population,
+    changes,
+    report_entities,
+    thinned,
+)
 
 
 @pytest.fixture
@@ -38,6 +47,23 @@ def test_a_thinned_month_keeps_its_order(month):
     part = thinned(month, DAILY_ROWS // 4, seed=1)
     assert 0.2 < len(part) / len(month) < 0.3
     assert part[TIME].is_monotonic_increasing
+
+
+def test_a_population_is_of_the_same_entities_in_each_month(month):
+    later = month.sample(frac=0.5, random_state=0)
+    half = Population(TERMINAL, 5_000, 25)
+    of_month, of_later = (half.of(table) for table in (month, later))
+    assert set() < set(of_later[TERMINAL]) <= set(of_month[TERMINAL]) < set(month[TERMINAL])
+    assert POPULATIONS[1].title == "300 terminals"
+
+
+def test_few_entities_have_tables_of_their_own():
+    statuses = {"doubtful": 0, "broken": 0, "unknown": 0.01, "holding_later": 1, "fpr": 0.01}
+    sizes = {"entities": "500 customers", "daily_rows": 953.3, "request_rows": 50, "answers": 592}
+    delay = {"change": "moved", "daily_rows": "500 customers", "rows": np.inf, "hours": np.inf}
+    text = report_entities(pd.DataFrame([sizes | statuses]), pd.DataFrame([delay]))
+    assert "| 500 customers | 953 | 50 | 592 | 0.00% |" in text
+    assert "| moved | 500 customers | – | – | – | 0 of 1 |" in text
 
 
 def test_without_the_data_it_says_what_to_give(tmp_path):

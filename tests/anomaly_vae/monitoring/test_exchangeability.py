@@ -355,14 +355,15 @@ def test_values_of_few_customers_drift_without_being_a_shift():
         reports = [counted(timed.monitor, timed, part) for part in late]
         amounts = [r.columns[[c.column for c in r.columns].index("amount")] for r in reports]
         found[entity] = max(amount.martingale_log10 for amount in amounts)
-    assert found["customer"] < 1 and found[None] > 5
+    assert found["customer"] < 1
+    assert found[None] > 5
 
 
 def test_columns_say_after_how_many_rows_a_change_is_noticed():
     bundle, table = timed_bundle(), slow_rows(60, 0, 14, 1)
     report = counted(bundle.monitor, bundle, timed_rows(1, 600, 1))
     assert all(1_250 <= column.noticed_after < 5_000 for column in report.columns)
-    noticed = with_times(bundle, table, "customer").monitor.reference.noticed_after
+    noticed = with_times(bundle, table, "customer").monitor.noticed_after
     assert noticed["amount"] is None
     assert noticed["other"] < 3_000
 

@@ -12,6 +12,7 @@ from anomaly_vae.monitoring.martingale import (
     BREACH_LEVEL,
     CONCENTRATIONS,
     MAX_TESTS,
+    TREND_LEVEL,
     log10_martingale,
     log10_martingales_of_columns,
     log_gamma,
@@ -143,5 +144,5 @@ def test_a_tenth_of_the_rows_moving_to_the_upper_end_is_a_trend():
     counts[..., 8] = 0
     counts[0, 0, :8] = [225, 225, 225, 225, 225, 225, 285, 365]
     logs = log10_martingales_of_columns(counts, urns)
-    assert logs[0] > np.log10(12 / 0.002 / 2)
+    assert logs[0] > np.log10(12 / TREND_LEVEL / 2)
     assert (logs[1:] < 0).all()

@@ -26,9 +26,14 @@ def test_an_unknown_guarantee_says_what_is_missing(lacks, words, capsys):
 
 
 def test_columns_in_which_changes_are_not_noticed_are_named(capsys):
-    columns = (column("usual", 1_400), column("slow", None), column("untested", None, None))
+    columns = (
+        column("usual", 1_400),
+        column("slow", None),
+        column("slower", 4_100),
+        column("untested", None, None),
+    )
     show_guarantee(Report("holding", 4_000, 40, 80, 0.0, columns), "tabular")
     text = " ".join(capsys.readouterr().err.split())
-    assert "a change of a tenth of the rows would not be noticed in 'slow', whose" in text
+    assert "a change of a tenth of the rows would not be noticed in 'slow', 'slower', whose" in text
     assert "usual" not in text
     assert "untested" not in text

@@ -1,13 +1,14 @@
 """Which columns name entities, and what is said about them."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from anomaly_vae.config import validate_config
-from anomaly_vae.monitoring.cycles import Cycle, Timeline
-from anomaly_vae.monitoring.drift import ColumnSketch
-from anomaly_vae.monitoring.exchangeability import Reference
+from anomaly_vae.monitoring.cycles import Timeline
+from anomaly_vae.monitoring.martingale import rows_until_noticed
 from pipelines.datasets.tables import load_table
 from pipelines.training.entities import describe_entities, entities_of
 
@@ -28,6 +29,8 @@ def table(tmp_path):
         "card_id": np.where(rng.random(ROWS) < 0.1, np.nan, rng.integers(0, 300, ROWS)),
         "kind": rng.integers(0, 3, ROWS),
         "count": rng.integers(0, 50, ROWS),
+        "depot": rng.integers(0, 90, ROWS),
+        "depot_payments": rng.integers(0, 90, ROWS),
         "fraud": rng.integers(0, 100, ROWS) == 0,
     }
     pd.DataFrame(columns).to_parquet(tmp_path / "payments.parquet")
@@ -45,21 +48,21 @@ def found(path, rows=None, **settings):
 
 
 def test_columns_of_which_many_rows_share_each_value_name_entities(table):
-    assert list(found(table)) == ["shop", "customer", "card_id"]
+    assert list(found(table)) == ["depot", "shop", "customer", "card_id"]
 
 
 def test_columns_that_the_model_reads_as_numbers_name_entities_only_by_their_names(table):
     features = ["amount", "count", "card_id", "customer", "shop"]
     types = {name: {"type": "numeric"} for name in ("card_id", "customer")}
     read = found(table, data={"features": features, "types": types})
-    assert list(read) == ["shop", "customer", "card_id"]
-    assert "count" in found(table, data={"features": ["amount"]})
+    assert list(read) == ["depot", "shop", "customer", "card_id"]
+    assert "depot" not in found(table, data={"features": ["amount", "depot"]})
 
 
 def test_columns_that_the_configuration_names_come_first_however_few_entities_they_have(table):
     budget = {"method": "budget", "per_day": 3, "entity": "card_id"}
     kinds = found(table, evaluation={"entity": "kind"}, calibration=budget)
-    assert list(kinds) == ["kind", "card_id", "shop", "customer"]
+    assert list(kinds) == ["kind", "card_id", "depot", "shop", "customer"]
     windows = {"customer": {"over": ["1d"], "count": True}}
     columns = {"features": None, "windows": windows}
     assert next(iter(found(table, data=columns))) == "customer"
@@ -79,25 +82,30 @@ def test_rows_without_an_entity_are_alone(table):
     assert len(np.unique(alone)) == len(alone) > 100
 
 
-def reference_of(*concentrations):
-    """Return a reference with columns of these concentrations, and times of 1,000 rows a day."""
-    arrays = np.zeros((25, 2)), np.zeros((8, 2)), np.array([9.0, 9, *concentrations])
-    columns = tuple(ColumnSketch(name="abc"[i]) for i in range(len(concentrations)))
-    reference = Reference(columns=columns, cycle=Cycle("at", *arrays, arrays[2], arrays[2]))
-    return reference, Timeline("at", 86.4 * np.arange(5_000), True, {"customer": np.zeros(5_000)})
+@dataclass
+class Noticed:
+    """The part of a monitor that says after how many rows a change is noticed."""
+
+    noticed_after: dict[str, int | None]
+    window_rows: int = 4_000
+
+
+def monitor_of(*concentrations):
+    """Return a monitor of columns of these concentrations, and times of 1,000 rows a day."""
+    noticed = dict(zip("abc", map(rows_until_noticed, concentrations), strict=False))
+    entities = {"customer": np.zeros(5_000, np.int64)}
+    return Noticed(noticed), Timeline("at", 86.4 * np.arange(5_000), True, entities)
 
 
 def test_it_says_after_how_many_rows_and_days_a_change_is_noticed():
-    reference, timeline = reference_of(1e6, 5_000.0, 800.0)
-    assert reference.noticed_after == {"a": 1_252, "b": 1_667, "c": None}
-    text = describe_entities(reference, timeline)
+    text = describe_entities(*monitor_of(1e6, 5_000.0, 1_800.0))
     assert "rows of one 'customer' resemble each other" in text
     assert "after 1,252 to 1,667 rows, 1.3 to 1.7 days of such rows; in 'c' only larger" in text
-    assert "only larger" not in describe_entities(*reference_of(1e6, 5_000.0))
+    assert "only larger" not in describe_entities(*monitor_of(1e6, 5_000.0))
 
 
 def test_it_says_nothing_without_entities_or_tests_of_columns():
-    reference, timeline = reference_of(1e6)
-    assert describe_entities(reference, Timeline("at", timeline.seconds, True)) is None
-    assert describe_entities(Reference(), timeline) is None
-    assert describe_entities(reference_of(700.0)[0], timeline) is None
+    monitor, timeline = monitor_of(1e6)
+    assert describe_entities(monitor, Timeline("at", timeline.seconds, True)) is None
+    assert describe_entities(*monitor_of()) is None
+    assert describe_entities(*monitor_of(700.0)) is None

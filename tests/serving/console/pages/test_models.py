@@ -71,9 +71,9 @@ def test_the_guarantee_is_shown_over_time(service, alice):
     assert text.count("<li>") == 2
 
 
-@pytest.mark.parametrize("status", ["holding", "unknown", "doubtful", "broken"])
-def test_each_state_has_words(status):
-    assert models.STATUS_TEXTS[status].endswith(".")
+@pytest.mark.parametrize("state", ["holding", "rows", "calibration", "doubtful", "broken"])
+def test_each_state_has_words(state):
+    assert models.STATUS_TEXTS[state].endswith(".")
 
 
 def test_without_models_it_says_so(service_of, served):
