@@ -21,7 +21,7 @@ from anomaly_vae.export.onnx_tabular import (
 )
 from anomaly_vae.models.builder import build
 from anomaly_vae.models.vae import VAE
-from anomaly_vae.scoring.scorer import EXPLAIN, OUTPUTS, open_session
+from anomaly_vae.scoring.scorer import BLOCK_ROWS, EXPLAIN, OUTPUTS, open_session, padded
 from tests.support.exemplars import exemplars_of
 
 LAYOUTS = {
@@ -104,6 +104,20 @@ def test_missing_values_of_other_rows_change_no_score(width: float) -> None:
     for start in range(0, len(x), 4):
         (apart,) = session.run(("score",), {"x": x[start : start + 4]})
         np.testing.assert_array_equal(apart, together[start : start + 4])
+
+
+@pytest.mark.parametrize("width", [1.0, 5e-3, 1e-6])
+def test_a_lone_row_has_the_score_that_it_has_among_others(width: float) -> None:
+    """To the last bit, also with more exemplars than a processor takes at a time."""
+    layout, names = LAYOUTS["mixed"], ("score", "kl", "nats")
+    model = model_of(layout, 3)
+    model.exemplars = exemplars_of(layout, 301, width=width)
+    x, session = rows_of(layout), session_of(model, ScoreConfig())
+    together = session.run(names, {"x": x})
+    for row in range(len(x)):
+        alone = session.run(names, {"x": padded(x[row : row + 1], BLOCK_ROWS)})
+        for one, every in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(one[0], every[row])
 
 
 def test_only_narrow_kernels_need_float64() -> None:
