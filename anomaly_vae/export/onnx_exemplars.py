@@ -13,6 +13,7 @@ from torch import Tensor
 from anomaly_vae.export.graph_builder import GraphBuilder
 from anomaly_vae.models.exemplars import Exemplars, slots
 from anomaly_vae.models.likelihoods import LOG_2PI
+from anomaly_vae.scoring.scorer import EXPLAIN
 
 SINGLE_RATIO = 1_000.0
 """Largest |c|²/v of an exemplar whose exponents are computed in float32.
@@ -83,10 +84,19 @@ class ExemplarNodes:
         g = self.g
         exponents, some = self.exponents()
         norm = g.log_sum_exp(exponents)
-        self.shares, count = norm.shares, len(self.member.log_weight)
-        log_joint = g.stable_sum(g("Mul", self.shares, exponents), count, np.float32)
+        self.shares = norm.shares
+        log_joint = g("MatMul", g("Mul", self.shares, exponents), self.ones())
         log_kernel = g("Mul", g("Sub", log_joint, self.mean_weight()), some)
         return g.as_double(g("Concat", log_kernel, norm.log, axis=-1))
+
+    def ones(self) -> str:
+        """Compute a column of ones, (M, 1).
+
+        The maximum of 1 and an input hides from ONNX Runtime that this is a constant. It would pack
+        a constant for a product with 16 columns, which takes five times as long.
+        """
+        g, shape = self.g, np.array([len(self.member.log_weight), 1])
+        return g("Expand", g("Max", g.cast(EXPLAIN), 1.0), g.constant(shape))
 
     def mean_weight(self) -> str:
         """Compute the log-weights averaged by the responsibilities, (N, 1) or (1, 1)."""
