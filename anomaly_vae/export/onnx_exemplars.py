@@ -168,12 +168,12 @@ class ExemplarNodes:
 
     @cached_property
     def double_rows(self) -> str:
-        """The same in float64."""
+        """The inputs of a row in float64."""
         return self.g.as_double(self.rows)
 
     @cached_property
     def single_rows(self) -> str:
-        """The same in float32."""
+        """The inputs of a row in float32."""
         return self.g.cast(self.rows) if self.double else self.rows
 
     @cached_property
