@@ -440,12 +440,12 @@ class TabularEncoding:
     def _encode(self, batch: RawBatch, own: int) -> Matrix:
         out = np.empty((len(batch), self.layout.n_columns), np.float32)
         out[:, self._linear_positions] = self._encode_linear(batch)
-        for column, start in zip(self.columns, self.starts, strict=True):
+        for column, cells in self._nonlinear:
             values: Any = batch.values[column.name]  # the schema gives each type its values
             if isinstance(column, Categorical):
-                out[:, start : start + 1] = column.encode(values, own)
-            elif isinstance(column, Cyclic):
-                out[:, start : start + column.width] = column.encode(values)
+                out[:, cells] = column.encode(values, own)
+            else:
+                out[:, cells] = column.encode(values)
         return out
 
     def _encode_linear(self, batch: RawBatch) -> Matrix:
@@ -459,6 +459,16 @@ class TabularEncoding:
     @cached_property
     def _linear(self) -> tuple[_Linear, ...]:
         return tuple(column for column in self.columns if isinstance(column, _Linear))
+
+    @cached_property
+    def _nonlinear(self) -> tuple[tuple[Categorical | Cyclic, slice], ...]:
+        """The other columns, each with its cells in a row."""
+        pairs = zip(self.columns, self.starts.tolist(), strict=True)
+        return tuple(
+            (column, slice(start, start + column.width))
+            for column, start in pairs
+            if isinstance(column, Categorical | Cyclic)
+        )
 
     @cached_property
     def _heavy_tailed(self) -> tuple[tuple[int, Numeric], ...]:

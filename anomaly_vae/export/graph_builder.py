@@ -13,16 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 class LogSumExp(NamedTuple):
-    """Names of the values of a log-sum-exp over exponents (..., N, M)."""
+    """Names of the values of a log-sum-exp over exponents (..., N, M), float32."""
 
     log: str
-    """(..., N, 1), of the element type of the exponents."""
+    """(..., N, 1)"""
     shares: str
-    """(..., N, M) float32: each exponential divided by their sum."""
-    below: str
-    """(..., N, M) float32: the exponents if they are float32, else minus the largest one."""
-    most: str
-    """(..., N, 1): the largest exponent."""
+    """(..., N, M): each exponential divided by their sum."""
 
 
 class GraphBuilder:
@@ -125,21 +121,16 @@ class GraphBuilder:
         before = [0] * (rank - 1) + [1]
         return self("Pad", rows, self.axes(*before, *[0] * rank), self.constant(to(1.0)))
 
-    def log_sum_exp(self, exponents: str, double: bool) -> LogSumExp:
-        """Compute the log-sum-exp over the last axis of exponents, relative to the maximum.
+    def log_sum_exp(self, exponents: str) -> LogSumExp:
+        """Compute the log-sum-exp over the last axis of float32 exponents (..., N, M).
 
         Softmax adds the numbers of every row in the same order, unlike ReduceSum.
-
-        Args:
-            exponents: (..., N, M).
-            double: whether these are float64, and not float32.
         """
-        most = self("ReduceMax", exponents, self.axes(-1), keepdims=1)
-        below = self.cast(self("Sub", exponents, most)) if double else exponents
-        shares = self("Softmax", below, axis=-1)
-        largest = self("ReduceMax", shares, self.axes(-1), keepdims=1)
-        log = self("Log", self.as_double(largest) if double else largest)
-        return LogSumExp(self("Sub", most, log), shares, below, most)
+        shares = self("Softmax", exponents, axis=-1)
+        most, largest = (
+            self("ReduceMax", value, self.axes(-1), keepdims=1) for value in (exponents, shares)
+        )
+        return LogSumExp(self("Sub", most, self("Log", largest)), shares)
 
     def cast(self, value: str, to: int = TensorProto.FLOAT) -> str:
         """Change the element type."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +13,16 @@ from torch import Tensor
 from anomaly_vae.export.graph_builder import GraphBuilder
 from anomaly_vae.models.exemplars import Exemplars, slots
 from anomaly_vae.models.likelihoods import LOG_2PI
+from anomaly_vae.scoring.scorer import EXPLAIN
 
-SINGLE_RATIO = 500.0
+SINGLE_RATIO = 1_000.0
 """Largest |c|²/v of an exemplar whose exponents are computed in float32.
 
 A squared distance is a difference of squares, so float32 rounds an exponent by about 10⁻⁷ |c|²/v
-nats, which is 5·10⁻⁵ at this limit. Exemplars with narrower kernels are computed in float64.
+nats, which is 10⁻⁴ at this limit. Exemplars with narrower kernels are computed in float64.
 """
+MIN_SINGLE_SHARE = 0.3
+"""Least fraction of the exemplars in float32, if there are any; joining both kinds takes time."""
 
 
 def needs_double(center: Tensor, log_var: Tensor) -> Tensor:
@@ -31,17 +33,6 @@ def needs_double(center: Tensor, log_var: Tensor) -> Tensor:
         log_var: (..., M), their log-variances.
     """
     return center.double().square().sum(-1) > SINGLE_RATIO * log_var.double().exp()
-
-
-class Density(NamedTuple):
-    """Names of the values of a part of the exemplars, in nats; float32 or float64."""
-
-    shares: str
-    """(N, M) float32: responsibilities within the part."""
-    mean: str
-    """(N, 1): log-kernels of a row, averaged by the responsibilities."""
-    log: str
-    """(N, 1): log-density of the part."""
 
 
 class ExemplarNodes:
@@ -72,7 +63,6 @@ class ExemplarNodes:
         columns, levels = slots(self.layout)
         self.columns, self.levels = np.array(columns, np.int64), np.array(levels, np.float32)
         self.parts = [ExemplarPart(self, *part) for part in self.split()]
-        self.densities = [part.density() for part in self.parts]
         self.averaged = [part.averaged() for part in self.parts]
 
     def split(self) -> list[tuple[NDArray[np.int64], bool]]:
@@ -81,6 +71,8 @@ class ExemplarNodes:
         The numbers of each are followed by whether they need it.
         """
         narrow = needs_double(self.member.center, self.member.log_var).numpy()
+        if (~narrow).mean() < MIN_SINGLE_SHARE:
+            narrow = np.ones_like(narrow)
         parts = (np.flatnonzero(~narrow), False), (np.flatnonzero(narrow), True)
         return [part for part in parts if len(part[0])]
 
@@ -90,37 +82,70 @@ class ExemplarNodes:
         The loss is minus the former. The KL term is the former minus the latter.
         """
         g = self.g
-        pairs = [g.as_double(g("Concat", part.mean, part.log, axis=-1)) for part in self.densities]
-        return pairs[0] if len(pairs) == 1 else self.mixed(pairs)
+        exponents, some = self.exponents()
+        norm = g.log_sum_exp(exponents)
+        self.shares = norm.shares
+        log_joint = g("MatMul", g("Mul", self.shares, exponents), self.ones())
+        log_kernel = g("Mul", g("Sub", log_joint, self.mean_weight()), some)
+        return g.as_double(g("Concat", log_kernel, norm.log, axis=-1))
+
+    def ones(self) -> str:
+        """Compute a column of ones, (M, 1).
+
+        The maximum of 1 and an input hides from ONNX Runtime that this is a constant. It would pack
+        a constant for a product with 16 columns, which takes five times as long.
+        """
+        g, shape = self.g, np.array([len(self.member.log_weight), 1])
+        return g("Expand", g("Max", g.cast(EXPLAIN), 1.0), g.constant(shape))
+
+    def mean_weight(self) -> str:
+        """Compute the log-weights averaged by the responsibilities, (N, 1) or (1, 1)."""
+        g, weights = self.g, self.member.log_weight
+        own = [g.cast(part.column("log_weight")) for part in self.parts]
+        if bool((weights == weights[0]).all()):
+            return g("Slice", own[0], g.axes(0), g.axes(1), g.axes(0))
+        return g("MatMul", self.shares, g("Concat", *own, axis=0))
+
+    def exponents(self) -> tuple[str, str]:
+        """Compute log-weights plus log-kernels without the terms of missing numbers, (N, M).
+
+        The second value is 0 for rows without any value, which have no kernels, and otherwise 1:
+        (N, 1), or (1, 1) for all rows. Both are float32: float64 is needed only for the products,
+        whose terms cancel.
+        """
+        g, parts, one = self.g, self.parts, self.g.constant(np.ones((1, 1), np.float32))
+
+        def complete() -> Sequence[str]:
+            return self.joined([part.complete() for part in parts]), one
+
+        def incomplete() -> Sequence[str]:
+            return self.joined([part.incomplete() for part in parts]), self.some()
+
+        for part in parts:
+            part.fold()
+        kinds = [TensorProto.FLOAT, TensorProto.FLOAT]
+        exponents, some = g.choose(self.some_gaps, incomplete, complete, kinds)
+        return exponents, some
+
+    def joined(self, pieces: Sequence[str]) -> str:
+        """Join values along the last axis."""
+        return pieces[0] if len(pieces) == 1 else self.g("Concat", *pieces, axis=-1)
+
+    def some(self) -> str:
+        """Compute whether rows have any value, (N, 1) float32."""
+        g = self.g
+        present = g.cast(g("Not", self.missing))
+        return g("Min", g.stable_sum(present, self.layout.n_columns, np.float32), 1.0)
 
     def nats(self) -> str:
         """Compute −Σ_k r_k log K_f(x_f|c_k), (N, F) float64, for explanations."""
-        g = self.g
-        expected = [
-            part.expected(density.shares, averaged)
-            for part, density, averaged in zip(
-                self.parts, self.densities, self.averaged, strict=True
-            )
-        ]
-        if len(expected) == 1:
-            return g("Neg", self.by_column(expected[0]))
-        weighted = [
-            g("Mul", each, g.slice(self.portions, i, i + 1)) for i, each in enumerate(expected)
-        ]
-        return g("Neg", self.by_column(g("Add", *weighted)))
-
-    def mixed(self, pairs: Sequence[str]) -> str:
-        """Compute the pair of the whole from those of its parts."""
-        g = self.g
-        means, logs = (
-            g("Concat", *(g.slice(pair, i, i + 1) for pair in pairs), axis=-1) for i in (0, 1)
-        )
-        most = g("ReduceMax", logs, g.axes(-1), keepdims=1)
-        weights = g("Exp", g("Sub", logs, most))
-        total = g.stable_sum(weights, len(pairs))
-        self.portions = g("Div", weights, total)
-        mean = g.stable_sum(g("Mul", self.portions, means), len(pairs))
-        return g("Concat", mean, g("Add", most, g("Log", total)), axis=-1)
+        g, counts = self.g, [len(part.index) for part in self.parts]
+        shares = [self.shares]
+        if len(counts) > 1:
+            shares = g.add_split("Split", len(counts), self.shares, g.axes(*counts), axis=-1)
+        triples = zip(self.parts, shares, self.averaged, strict=True)
+        expected = [part.expected(own, averaged) for part, own, averaged in triples]
+        return g("Neg", self.by_column(g("Sum", *expected)))
 
     # ------------------------------------------------------------ rows
 
@@ -143,18 +168,18 @@ class ExemplarNodes:
 
     @cached_property
     def double_rows(self) -> str:
-        """The same in float64."""
+        """The inputs of a row in float64."""
         return self.g.as_double(self.rows)
 
     @cached_property
     def single_rows(self) -> str:
-        """The same in float32."""
+        """The inputs of a row in float32."""
         return self.g.cast(self.rows) if self.double else self.rows
 
     @cached_property
     def double(self) -> bool:
         """Whether any exponents are in float64."""
-        return bool(needs_double(self.member.center, self.member.log_var).any())
+        return any(part.double for part in self.parts)
 
     def one_hot(self) -> str:
         """Compute which levels a row has, (N, S)."""
@@ -220,54 +245,27 @@ class ExemplarPart:
         self.index, self.double = index, double
         self.kind = TensorProto.DOUBLE if double else TensorProto.FLOAT
 
-    def density(self) -> Density:
-        """Compute the density of the part."""
+    def fold(self) -> None:
+        """Add the nodes of the factors outside of branches, so that they are folded."""
+        self.folded = self.own(self.factors), self.matrix
+        self.rows = self.nodes.double_rows if self.double else self.nodes.single_rows
+
+    def complete(self) -> str:
+        """Compute exponents (N, M) float32 of rows without missing numbers."""
+        return self.product(self.rows, self.folded[0])
+
+    def incomplete(self) -> str:
+        """Compute exponents (N, M) float32 of any rows."""
         g = self.g
-        exponents, some = self.exponents()
-        norm = g.log_sum_exp(exponents, self.double)
-        moment = g.stable_sum(g("Mul", norm.shares, norm.below), len(self.index), np.float32)
-        log_joint = g("Add", g.as_double(moment), norm.most) if self.double else moment
-        log_kernel = g("Sub", log_joint, self.mean_weight(norm.shares))
-        return Density(norm.shares, g("Mul", log_kernel, some), norm.log)
+        if not self.layout.n_numeric:
+            return self.complete()
+        gaps = g("Neg", g.cast(self.nodes.first(self.nodes.missing), self.kind))
+        return self.product(g("Concat", self.rows, gaps, axis=-1), self.folded[1])
 
-    def mean_weight(self, shares: str) -> str:
-        """Compute the log-weights averaged by the responsibilities, (N, 1) or (1, 1)."""
-        g = self.g
-        weights = self.nodes.member.log_weight[self.index]
-        if bool((weights == weights[0]).all()):
-            return self.own(g.slice(self.row("log_weight"), 0, 1))
-        column = g("Unsqueeze", self.weight("log_weight"), g.axes(-1))
-        mean = g("MatMul", shares, g.cast(column))
-        return g.as_double(mean) if self.double else mean
-
-    def exponents(self) -> tuple[str, str]:
-        """Compute log-weights plus log-kernels without the terms of missing numbers, (N, M).
-
-        The second value is 0 for rows without any value, which have no kernels, and otherwise 1:
-        (N, 1), or (1, 1) for all rows.
-        """
-        g, nodes = self.g, self.nodes
-        rows = nodes.double_rows if self.double else nodes.single_rows
-        factors, matrix = self.own(self.factors), self.matrix
-
-        def complete() -> Sequence[str]:
-            return g("MatMul", rows, factors), self.own(g.constant(np.ones((1, 1))))
-
-        def incomplete() -> Sequence[str]:
-            gaps = g("Neg", g.cast(nodes.first(nodes.missing), self.kind))
-            inputs = g("Concat", rows, gaps, axis=-1) if self.layout.n_numeric else rows
-            return g("MatMul", inputs, matrix), self.some()
-
-        kinds = [self.kind, self.kind]
-        exponents, some = g.choose(nodes.some_gaps, incomplete, complete, kinds)
-        return exponents, some
-
-    def some(self) -> str:
-        """Compute whether rows have any value, (N, 1)."""
-        g, count = self.g, self.layout.n_columns
-        present = g.cast(g("Not", self.nodes.missing), self.kind)
-        present = g.stable_sum(present, count, np.float64 if self.double else np.float32)
-        return g("Min", present, self.own(g.double(1.0)))
+    def product(self, rows: str, factors: str) -> str:
+        """Multiply rows and factors, and convert the exponents to float32."""
+        exponents = self.g("MatMul", rows, factors)
+        return self.g.cast(exponents) if self.double else exponents
 
     def averaged(self) -> str:
         """Return the factors and the constant terms of the numbers as (M, K + n)."""
@@ -345,3 +343,7 @@ class ExemplarPart:
     def row(self, name: str) -> str:
         """Refer to a stored tensor (M,) as a matrix (1, M)."""
         return self.g("Unsqueeze", self.weight(name), self.g.axes(0))
+
+    def column(self, name: str) -> str:
+        """Refer to a stored tensor (M,) as a matrix (M, 1)."""
+        return self.g("Unsqueeze", self.weight(name), self.g.axes(-1))

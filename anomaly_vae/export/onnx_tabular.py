@@ -434,7 +434,7 @@ class _Builder:
         square = g.stable_sum(g("Mul", white, white), self.model.latent_dim)
         rows = g("Concat", g.with_ones(white, self.rank(z), np.float64), square, axis=-1)
         exponents = g("MatMul", rows, self.align_with_draws(self.mixture_matrix()))
-        return g.log_sum_exp(exponents, double=True).log
+        return g.as_double(g.log_sum_exp(g.cast(exponents)).log)
 
     def rank(self, z: str) -> int:
         """Return the number of axes of latents."""
@@ -481,11 +481,11 @@ class _Builder:
         log_w = g(
             "Sub", self.per_draw(g("Sub", self.log_prior(z), loss)), g.as_double(self.log_q(noise))
         )
-        norm = g.log_sum_exp(log_w, double=True)
+        norm = g.log_sum_exp(g.cast(log_w))
         weights = g("Unsqueeze", norm.shares, g.axes(-1))
         nats = g.sum(g("Mul", weights, nats), -2)
         total = g.stable_sum(g.as_double(nats), self.layout.n_columns)
-        bound = g("Sub", norm.log, g.double(math.log(draws)))
+        bound = g("Sub", g.as_double(norm.log), g.double(math.log(draws)))
         return nats, g("Sub", g("Neg", bound), total)
 
     # ------------------------------------------------------------ likelihoods

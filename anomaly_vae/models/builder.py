@@ -41,6 +41,8 @@ HIERARCHICAL: dict[str, type[VAE]] = {
     "autoencoder": HierarchicalAutoencoder,
 }
 """Classes of models with latents at several resolutions, by ``model.type``."""
+PATCH_EXEMPLARS = 2_048
+"""Maximum number of exemplars of a model of patches, of which each image has hundreds."""
 
 
 def build(
@@ -110,7 +112,11 @@ def build_image(config: ImageModelConfig, layout: ImageLayout, seed: int = 0) ->
 def patch_model(config: ImageModelConfig) -> ModelConfig:
     """Return the model of patches that a backbone is followed by: one network and exemplars."""
     return ModelConfig(
-        type=config.type, members=1, latent_dim=config.latent_dim, hidden_dim=config.hidden_dim
+        type=config.type,
+        members=1,
+        latent_dim=config.latent_dim,
+        hidden_dim=config.hidden_dim,
+        exemplars=PATCH_EXEMPLARS,
     )
 
 

@@ -21,7 +21,7 @@ from anomaly_vae.export.onnx_tabular import (
 )
 from anomaly_vae.models.builder import build
 from anomaly_vae.models.vae import VAE
-from anomaly_vae.scoring.scorer import EXPLAIN, OUTPUTS, open_session
+from anomaly_vae.scoring.scorer import BLOCK_ROWS, EXPLAIN, OUTPUTS, open_session, padded
 from tests.support.exemplars import exemplars_of
 
 LAYOUTS = {
@@ -110,24 +110,30 @@ def test_missing_values_of_other_rows_change_no_score(width: float, metric: bool
         np.testing.assert_array_equal(apart, together[start : start + 4])
 
 
-@torch.no_grad()
+@pytest.mark.parametrize("width", [1.0, 5e-3, 1e-6])
+def test_a_lone_row_has_the_score_that_it_has_among_others(width: float) -> None:
+    """To the last bit, also with more exemplars than a processor takes at a time."""
+    layout, names = LAYOUTS["mixed"], ("score", "kl", "nats")
+    model = model_of(layout, 3)
+    model.exemplars = exemplars_of(layout, 301, width=width)
+    x, session = rows_of(layout), session_of(model, ScoreConfig())
+    together = session.run(names, {"x": x})
+    for row in range(len(x)):
+        alone = session.run(names, {"x": padded(x[row : row + 1], BLOCK_ROWS)})
+        for one, every in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(one[0], every[row])
+
+
 def test_only_narrow_kernels_need_float64() -> None:
     """Where a few kernels are narrow, the exponents of the others remain in float32."""
-    layout = LAYOUTS["numeric"]
-    products = {}
-    for width in (1.0, 5e-3, 1e-6):
-        model = model_of(layout, 1, width=width)
+    for width, kinds in ((1.0, {"f4"}), (5e-3, {"f4", "f8"}), (1e-6, {"f8"})):
+        model = model_of(LAYOUTS["numeric"], 1, width=width)
         weights = save_tensors(weight_tensors(model, ScoreConfig()))
         graph = onnx.load_from_string(export_graph(model, ScoreConfig(), weights)).graph
-        kinds = {
-            branch.output[0].type.tensor_type.elem_type
-            for node in graph.node
-            for branch in (part.g for part in node.attribute if part.HasField("g"))
-            if node.input[0] != EXPLAIN
-        }
-        products[width] = kinds
-    single, double = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
-    assert products == {1.0: {single}, 5e-3: {single, double}, 1e-6: {double}}
+        (choice,) = (n for n in graph.node if n.op_type == "If" and n.input[0] != EXPLAIN)
+        complete = {a.name: a.g.node for a in choice.attribute}["else_branch"]
+        assert [node.op_type for node in complete].count("MatMul") == len(kinds)
+        assert any(node.op_type == "Cast" for node in complete) == ("f8" in kinds)
 
 
 @pytest.mark.parametrize(
