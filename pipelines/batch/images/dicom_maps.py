@@ -73,7 +73,7 @@ OTHER_SIZE = "has changed since it was scored; score it again"
 
 
 @dataclass(frozen=True)
-class About:
+    """The model that made a map, and its scale."""
     """What a map says of the model that made it."""
 
     model: Mapping[str, str]
