@@ -92,7 +92,7 @@ class ImageModelConfig(Section):
     upsampling: Literal["resize", "shuffle", "transposed"] | None = None
     """Upsampling layer of decoders: `resize` enlarges linearly before a convolution, which leaves
     neither grids nor frames in pictures; pixel `shuffle`, or a `transposed` convolution; null:
-    `resize` for `hierarchical`, else `shuffle`."""
+    `resize` for `hierarchical` with `localization_head`, else `shuffle`."""
     likelihood: Literal["gaussian", "laplace", "bernoulli", "structural", "contrast"] = "contrast"
     """Likelihood of pixels; `structural` is Gaussian on bands of local contrast, `contrast` counts
     the fraction of local variance left unexplained."""
@@ -130,7 +130,8 @@ class ImageModelConfig(Section):
         usual = 8 if hierarchical else 16
         filled = {
             "latent_dim": self.latent_dim or (usual if self.backbone == "none" else 64),
-            "upsampling": self.upsampling or ("resize" if hierarchical else "shuffle"),
+            "upsampling": self.upsampling
+            or ("resize" if hierarchical and self.localization_head else "shuffle"),
         }
         return ResolvedImageModel.model_validate({**dict(self), **filled})
 

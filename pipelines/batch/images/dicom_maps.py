@@ -74,7 +74,7 @@ OTHER_SIZE = "has changed since it was scored; score it again"
 
 @dataclass(frozen=True)
 class About:
-    """What a map says of the model that made it."""
+    """The model that made a map, and its scale."""
 
     model: Mapping[str, str]
     """``model`` and ``digest`` of the bundle, and its ``version``, empty for one in no registry."""

@@ -162,7 +162,7 @@ def test_only_enlarging_linearly_leaves_neither_grid_nor_frame(upsampling: str) 
 
 
 def test_a_model_of_an_earlier_version_keeps_its_upsampling() -> None:
-    section = ImageModelConfig(network="hierarchical", width=4).model_dump()
+    section = ImageModelConfig(width=4, upsampling="resize").model_dump()
     encoding = ImageEncoding(LAYOUT, "standardise")
     new = KINDS["image"].build_stored(section, encoding).decoder
     old = (
