@@ -59,7 +59,7 @@ def effective_number(entities: Bins) -> float:
 
 @dataclass(frozen=True)
 class Dispersion:
-    """What entities add to the variation of shares between days, and their drift afterwards."""
+    """Variation of shares between days that entities add, and their drift afterwards."""
 
     days: float
     drift: float
