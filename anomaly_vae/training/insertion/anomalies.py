@@ -43,6 +43,13 @@ def synthetic(images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
 
     Returns:
         changed images (2N, C, H, W) and the labels of their pixels (2N, 1, H, W).
+
+    Example:
+        >>> import torch
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> changed, labels = synthetic(torch.randn(3, 1, 16, 16, generator=generator), generator)
+        >>> changed.shape[0], bool(((labels >= 0) & (labels <= 1)).all())
+        (6, True)
     """
     twice = images.repeat(2, 1, 1, 1)
     draws = torch.rand((3, len(twice)), generator=generator, device=images.device)
