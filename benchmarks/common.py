@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -202,3 +203,9 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "(not installed)"
+
+
+def pyod(name: str, **arguments: Any) -> Any:
+    """Create a detector of PyOD, which only the extra `bench` installs, by module and class."""
+    module, _, kind = name.partition(".")
+    return getattr(import_module(f"pyod.models.{module}"), kind)(**arguments)

@@ -29,7 +29,6 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pyod.models.auto_encoder import AutoEncoder
 from scipy.ndimage import uniform_filter
 from sklearn.decomposition import PCA
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -46,7 +45,15 @@ from anomaly_vae.images.schema import ImageSchema, crop_and_resize, image_batch
 from anomaly_vae.scoring.scorer import Scorer
 from anomaly_vae.simulation.scans import insert_lesions
 from anomaly_vae.training.fit import fit_bundle, prepare
-from benchmarks.common import Column, Ledger, Options, cpu_seconds, environment, summary_table
+from benchmarks.common import (
+    Column,
+    Ledger,
+    Options,
+    cpu_seconds,
+    environment,
+    pyod,
+    summary_table,
+)
 from benchmarks.duplicates import near_duplicates
 
 Images = NDArray[np.float32]
@@ -373,7 +380,10 @@ PEERS = (
     Method("kNN, k = 1, raw", lambda _: Peer(NearestNeighbour(), raw_pixels), single_seed=True),
     Method("kNN, k = 1", lambda _: Peer(NearestNeighbour()), single_seed=True),
     Method("PCA 256, structural similarity", PCASimilarity, single_seed=True),
-    Method("PyOD AutoEncoder", lambda seed: Peer(AutoEncoder(random_state=seed, verbose=0))),
+    Method(
+        "PyOD AutoEncoder",
+        lambda seed: Peer(pyod("auto_encoder.AutoEncoder", random_state=seed, verbose=0)),
+    ),
 )
 METHODS = (*OURS, *PEERS)
 SHORT_METHODS = (

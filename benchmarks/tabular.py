@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +32,7 @@ from anomaly_vae import TabularVAEDetector
 from anomaly_vae.data.identifiers import named_like_things
 from anomaly_vae.estimators.tabular import array_names
 from anomaly_vae.files import atomic_path
-from benchmarks.common import Ledger, Options, cpu_seconds, environment, markdown_table
+from benchmarks.common import Ledger, Options, cpu_seconds, environment, markdown_table, pyod
 
 Matrix = NDArray[np.float64]
 Metrics = dict[str, float]
@@ -213,12 +212,6 @@ def ours(name: str, typed: bool = False, **overrides: Any) -> Method:
 def peer(name: str, make: Callable[[int], Any]) -> Method:
     """Return a method: a detector of another library."""
     return Method(name, lambda seed: Peer(make(seed)))
-
-
-def pyod(name: str, **arguments: Any) -> Any:
-    """Create a detector of PyOD, which only the extra `bench` installs, by module and class."""
-    module, _, kind = name.partition(".")
-    return getattr(import_module(f"pyod.models.{module}"), kind)(**arguments)
 
 
 OURS = (

@@ -147,7 +147,7 @@ def rows_until_noticed(concentration: float) -> int | None:
     """Return how many rows are worth `NOTICED_ROWS` independent ones; None if no number is.
 
     >>> rows_until_noticed(1e6), rows_until_noticed(2_000.0), rows_until_noticed(1_000.0)
-    (1252, 3336, None)
+    (1252, 3329, None)
     """
     spare = concentration + 1 - NOTICED_ROWS
     return math.ceil(NOTICED_ROWS * concentration / spare) if spare > 0 else None

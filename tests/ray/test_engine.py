@@ -20,8 +20,9 @@ from PIL import Image
 
 from anomaly_vae.artifacts.bundle import Bundle, load_bundle
 from anomaly_vae.errors import ConfigError, DataError
-from pipelines.batch import Engine, Format, images
+from pipelines.batch import Engine, Format
 from pipelines.batch.common import HeatmapOptions
+from pipelines.batch.images import score as images
 from pipelines.batch.images import score_images
 from pipelines.batch.options import OutputOptions
 from pipelines.batch.result import folder as results

@@ -20,7 +20,8 @@ from tests.support.paths import ROOT
 PROCESS = """
 import resource, sys
 from anomaly_vae.artifacts.bundle import load_bundle
-from pipelines.batch import Engine, images
+from pipelines.batch import Engine
+from pipelines.batch.images import score as images
 from pipelines.batch.result import folder as results
 from pipelines.batch.common import HeatmapOptions
 from pipelines.batch.options import OutputOptions

@@ -175,7 +175,7 @@ def test_runs_killed_at_random_moments_lose_and_double_nothing(
 def test_killed_runs_of_images_are_continued(
     image_calibrated: Bundle, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.batch.images.PART_FILES", PART_FILES)
+    monkeypatch.setattr("pipelines.batch.images.score.PART_FILES", PART_FILES)
     bundle = image_calibrated.calibrated(calibrate(np.full(20, -1e6), alpha=0.1), None)
     (tmp_path / "in").mkdir()
     for i, image in enumerate(patched(blobs(24))):
@@ -210,7 +210,7 @@ def test_runs_of_images_and_into_object_stores_may_be_killed_at_random_moments(
     kind: str,
     stored: bool,
 ) -> None:
-    monkeypatch.setattr("pipelines.batch.images.PART_FILES", PART_FILES)
+    monkeypatch.setattr("pipelines.batch.images.score.PART_FILES", PART_FILES)
     chance, model, score = random.Random(0), LoadedModel(source.bundle), score_files
     options: dict[str, Any] = {"explain": 1}
     if kind == "image":

@@ -145,6 +145,7 @@ def test_values_of_the_night_by_day_break_the_promise(client_of, timed):
     labels = {"model": "detector", "version": ""}
     assert value(client, "drift_martingale_log10", **labels, column="amount") > 2
     assert value(client, "drift_martingale_log10", **labels, column="other") < 1
+    assert value(client, "drift_noticed_records", **labels, column="amount") > 0
 
 
 def test_a_column_that_goes_missing_is_reported(client_of, timed):

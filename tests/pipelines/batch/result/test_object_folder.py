@@ -219,7 +219,7 @@ def test_a_store_that_stops_answering_is_no_fault_of_its_objects(
     kind: str,
 ) -> None:
     """The run ends with one line, and continues with what was not read."""
-    monkeypatch.setattr("pipelines.batch.images.PART_FILES", 2)
+    monkeypatch.setattr("pipelines.batch.images.score.PART_FILES", 2)
     score, model = score_files, source
     if kind == "images":
         score, model = score_images, LoadedModel(image_calibrated)
