@@ -91,7 +91,7 @@ class EntityRows:
 
         Args:
             entities: number (N,) of the entity of each row.
-            seconds: times (N,) of the rows, of two or more days.
+            seconds: times (N,) of the rows, which cover three or more days.
         """
         days = (seconds // DAY).astype(np.int64)
         days -= days.min()
@@ -134,10 +134,8 @@ class _Pairs:
         self._usual = (totals * weights) @ totals.T / np.maximum(np.outer(sizes, sizes), 1)
         cells = rows.entities * width + bins[rows.related]
         units, numbers = np.unique(cells, return_inverse=True)
-        periods, self._n_entities = (
-            rows.periods[rows.related],
-            int(rows.entities.max(initial=-1)) + 1,
-        )
+        periods = rows.periods[rows.related]
+        self._n_entities = int(rows.entities.max(initial=-1)) + 1
         self._by_bin = _count(numbers * n + periods, len(units) * n).reshape(-1, n)
         self._by_entity = _count(rows.entities * n + periods, self._n_entities * n).reshape(-1, n)
         self._owners, self._weights = units // width, weights[units % width]
