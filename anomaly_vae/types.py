@@ -5,6 +5,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
+SERIES, VOLUME = "series", "volume"
+"""Kinds of groups of images that files state themselves: a DICOM series, and a file with its
+images."""
 MAX_PIXELS, MAX_BYTES, MAX_FRAMES, MAX_SECONDS = 1 << 25, 1 << 28, 4096, 120.0
 """Default limits of an image file: pixels per image, bytes, images, seconds of decoding."""
 

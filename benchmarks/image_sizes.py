@@ -17,7 +17,7 @@ import numpy as np
 
 from anomaly_vae.config import validate_config
 from anomaly_vae.config.detector import merged
-from anomaly_vae.images.schema import ImageSchema, crop_and_resize, image_batch
+from anomaly_vae.images.schema import ImageSchema, image_batch
 from anomaly_vae.simulation.scans import simulate_scans
 from anomaly_vae.training.fit import fit_bundle, prepare
 from benchmarks.common import (
@@ -29,6 +29,7 @@ from benchmarks.common import (
     one_thread,
     summary_table,
 )
+from benchmarks.scans import prepared
 from benchmarks.sizes import peak_memory
 
 SIDES, SHORT_SIDES = (64, 96, 128, 192, 256), (64,)
@@ -56,7 +57,7 @@ RESULT_COLUMNS = {
 def measure(method: str, side: int, seed: int) -> dict[str, float]:
     """Measure the cost of a model; meant to run in a process of its own."""
     scans = simulate_scans(IMAGES + HELD_OUT, seed, size=96, lesion_share=0).images
-    images = np.stack([crop_and_resize(one.astype(np.uint16) * 257, side, 1) for one in scans])
+    images = prepared(scans, side)
     parts = image_batch(images[HELD_OUT:]), image_batch(images[:HELD_OUT])
     with one_thread():
         _, cold = cpu_seconds(lambda: _fitted(method, side, seed, 1, parts))  # traces the graph

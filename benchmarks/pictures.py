@@ -34,7 +34,7 @@ from anomaly_vae.config import validate_config
 from anomaly_vae.generation.images import reconstruct, sample
 from anomaly_vae.images.encoding import ImageEncoding
 from anomaly_vae.images.heatmaps import png, sheet
-from anomaly_vae.images.schema import ImageSchema, crop_and_resize, image_batch
+from anomaly_vae.images.schema import ImageSchema, image_batch
 from anomaly_vae.simulation.scans import simulate_scans
 from anomaly_vae.training.fit import fit_bundle, prepare
 from benchmarks.common import (
@@ -46,7 +46,7 @@ from benchmarks.common import (
     one_thread,
     summary_table,
 )
-from benchmarks.scans import MRI, XRAY, Task, load_mri, load_xray, similarity
+from benchmarks.scans import MRI, XRAY, Task, load_mri, load_xray, prepared, similarity
 
 Images = NDArray[np.float32]
 
@@ -72,7 +72,7 @@ SHOWN, COMPARED = 8, 40
 def load_simulated(size: int = SIZE, stride: int = 1) -> Task:
     """Simulate scans, of which normal ones train and some are tested with all lesions."""
     scans = simulate_scans(SCANS // stride, seed=0, size=SCAN_SIDE)
-    images = np.stack([crop_and_resize(i.astype(np.uint16) * 257, size, 1) for i in scans.images])
+    images = prepared(scans.images, size)
     normal, lesions = images[scans.labels == 0], images[scans.labels == 1]
     train, test = np.split(normal, [int(TRAINED * len(normal))])
     anomaly = np.repeat([False, True], [len(test), len(lesions)])

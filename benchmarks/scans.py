@@ -20,7 +20,7 @@ one by one, except methods labelled "raw".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -99,13 +99,15 @@ class Task:
         return image_batch(self.train[~mask]), image_batch(self.train[mask])
 
 
+def prepared(images: Iterable[NDArray[np.uint8]], size: int) -> Images:
+    """Crop and resize 8-bit images (H, W) as a model of this size reads them, (N, 1, S, S)."""
+    return np.stack([crop_and_resize(image.astype(np.uint16) * 257, size, 1) for image in images])
+
+
 def load_xray(folder: Path, stride: int) -> Task:
     """Load the X-ray task: PneumoniaMNIST."""
     data, size = np.load(folder / "pneumoniamnist.npz"), SIZES[XRAY]
-    train, test = (
-        np.stack([crop_and_resize(image.astype(np.uint16) * 257, size, 1) for image in data[name]])
-        for name in ("train_images", "test_images")
-    )
+    train, test = (prepared(data[name], size) for name in ("train_images", "test_images"))
     labels = data["test_labels"].ravel() == 1
     return Task(SIZES[XRAY], train[::stride], test[::stride], labels[::stride])
 

@@ -25,7 +25,7 @@ from anomaly_vae import ImageVAEDetector
 from anomaly_vae.scoring.detector import Detections
 from benchmarks.common import Column, Ledger, Options, environment, summary_table
 from benchmarks.duplicates import near_duplicates
-from benchmarks.unusual import FAULTS, SIZES, Fault, Pixels, encoded, load_sets
+from benchmarks.unusual import FAULTS, SIZES, Fault, Pixels, blurred, encoded, load_sets, noisy
 
 ALPHA, UNUSUAL_ALPHA = 0.05, 0.01
 KIND = "MRI"
@@ -48,10 +48,6 @@ def _other_scanner(image: Pixels, rng: np.random.Generator) -> Pixels:
     return image
 
 
-def _noisy(image: Pixels, rng: np.random.Generator) -> Pixels:
-    return np.clip(np.rint(image + rng.normal(0, 10, image.shape)), 0, 255).astype(np.uint8)
-
-
 def _smaller(factor: float) -> Fault:
     def apply(image: Pixels, _: np.random.Generator) -> Pixels:
         size = [max(1, round(side * factor)) for side in image.shape[::-1]]
@@ -65,12 +61,10 @@ SOURCES: Mapping[str, Fault] = {
     "half of the resolution": _smaller(0.5),
     "48 pixels wide": lambda image, rng: _smaller(48 / image.shape[1])(image, rng),
     "32 pixels wide": lambda image, rng: _smaller(32 / image.shape[1])(image, rng),
-    "blur, 1% of the width": lambda image, _: np.asarray(
-        Image.fromarray(image).filter(ImageFilter.GaussianBlur(0.01 * image.shape[1]))
-    ),
+    "blur, 1% of the width": blurred(0.01),
     "blur, 2% of the width": FAULTS["blur, 2% of the width"],
     "sharpened": _sharpened,
-    "noise of deviation 10 added": _noisy,
+    "noise of deviation 10 added": noisy(10),
     "noise of deviation 30 added": FAULTS["noise of deviation 30 added"],
     "JPEG of quality 20": FAULTS["JPEG of quality 20"],
     "JPEG of quality 5": FAULTS["JPEG of quality 5"],

@@ -29,7 +29,7 @@ from anomaly_vae import TabularVAEDetector
 from anomaly_vae.images.decoding import read_file
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.images.pixels import DecodedImage, DecodeOptions
-from anomaly_vae.images.schema import crop_and_resize, image_batch
+from anomaly_vae.images.schema import image_batch
 from anomaly_vae.images.unusual.typicality import ImageTypicality
 from anomaly_vae.scoring.unusual import UnusualTest
 from benchmarks.common import (
@@ -42,6 +42,7 @@ from benchmarks.common import (
     summary_table,
 )
 from benchmarks.duplicates import near_duplicates
+from benchmarks.scans import prepared
 
 Pixels = NDArray[np.uint8]
 Rows = NDArray[np.float32]
@@ -79,7 +80,8 @@ def _blank(turns: int, value: int | None) -> Fault:
     return apply
 
 
-def _blurred(share: float) -> Fault:
+def blurred(share: float) -> Fault:
+    """Return a fault that blurs by a share of the width."""
     return lambda image, _: np.asarray(
         Image.fromarray(image).filter(ImageFilter.GaussianBlur(share * image.shape[1]))
     )
@@ -93,6 +95,11 @@ def _resolution(factor: float) -> Fault:
         return np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
 
     return apply
+
+
+def noisy(deviation: float) -> Fault:
+    """Return a fault that adds normal noise."""
+    return lambda image, rng: _clipped(image + rng.normal(0, deviation, image.shape))
 
 
 def _jpeg(quality: int) -> Fault:
@@ -115,15 +122,13 @@ FAULTS: Mapping[str, Fault] = {
     "top half black": _blank(0, 0),
     "right half white": _blank(3, 255),
     "bottom half grey": _blank(2, None),
-    "blur, 5% of the width": _blurred(0.05),
-    "blur, 2% of the width": _blurred(0.02),
+    "blur, 5% of the width": blurred(0.05),
+    "blur, 2% of the width": blurred(0.02),
     "turned left by 90°": lambda image, _: np.rot90(image),
     "turned right by 90°": lambda image, _: np.rot90(image, 3),
     "turned by 180°": lambda image, _: image[::-1, ::-1],
     "upside down": lambda image, _: image[::-1],
-    "noise of deviation 30 added": lambda image, rng: _clipped(
-        image + rng.normal(0, 30, image.shape)
-    ),
+    "noise of deviation 30 added": noisy(30),
     "inverted": lambda image, _: 255 - image,
     "a quarter of the resolution": _resolution(0.25),
     "an eighth of the resolution": _resolution(0.125),
@@ -174,8 +179,7 @@ def _grey(pixels: NDArray[np.uint16]) -> Pixels:
 
 def encoded(images: list[Pixels], size: int) -> Rows:
     """Prepare and encode images as a model of this size reads them."""
-    prepared = [crop_and_resize(image.astype(np.uint16) * 257, size, 1) for image in images]
-    return _encoding(size).encode(image_batch(np.stack(prepared)))
+    return _encoding(size).encode(image_batch(prepared(images, size)))
 
 
 def _encoding(size: int) -> ImageEncoding:

@@ -71,6 +71,18 @@ def info(text: str) -> None:
     console.print(text, markup=False)
 
 
+class Once:
+    """A line that is printed only once, whichever thread is the first."""
+
+    def __init__(self) -> None:
+        self._teller: dict[bool, object] = {}
+
+    def info(self, text: str) -> None:
+        """Print a line of text if none was printed before."""
+        if self._teller.setdefault(True, teller := object()) is teller:
+            info(text)
+
+
 def heading(text: str) -> None:
     """Print the heading of a part of the work."""
     console.print(text, style="bold", markup=False)

@@ -48,6 +48,7 @@ class ExemplarNodes:
         stored: function that refers to a stored tensor by the name of the member's attribute.
         filled: (N, F), rows with 0 where missing.
         missing: (N, F), whether a value is missing.
+        some_gaps: whether any value of the tile is missing.
     """
 
     def __init__(
@@ -57,9 +58,11 @@ class ExemplarNodes:
         stored: Callable[[str], str],
         filled: str,
         missing: str,
+        some_gaps: str,
     ) -> None:
         self.g, self.member, self.layout = g, member, member.layout
         self.stored, self.filled, self.missing = stored, filled, missing
+        self.some_gaps = some_gaps
         columns, levels = slots(self.layout)
         self.columns, self.levels = np.array(columns, np.int64), np.array(levels, np.float32)
         self.parts = [ExemplarPart(self, *part) for part in self.split()]
@@ -192,12 +195,6 @@ class ExemplarNodes:
         """Take the numeric columns of rows (N, F)."""
         n = self.layout.n_numeric
         return value if n == self.layout.n_columns else self.g.slice(value, 0, n)
-
-    @cached_property
-    def some_gaps(self) -> str:
-        """Whether any value of the tile is missing."""
-        g = self.g
-        return g.cast(g("ReduceMax", g.cast(self.missing), keepdims=0), TensorProto.BOOL)
 
     # ------------------------------------------------------------ explanations
 

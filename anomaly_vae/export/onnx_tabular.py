@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -235,22 +236,33 @@ class _Builder:
             return None
         rows = self.filled if member.metric is None else self.coordinates(at_mean)
         return ExemplarNodes(
-            self.g, member, lambda name: self.weight(f"exemplars.{name}"), rows, self.missing
+            self.g,
+            member,
+            lambda name: self.weight(f"exemplars.{name}"),
+            rows,
+            self.missing,
+            self.some_gaps,
         )
 
     def coordinates(self, at_mean: list[str]) -> str:
         """Compute the exemplars' rows (N, F), 0 where missing; see `Exemplars.coordinates`."""
-        g, n, f = self.g, self.layout.n_numeric, self.layout.n_columns
-        missing, filled = (g.slice(part, 0, n) for part in (self.missing, self.filled))
-        some = g.cast(g("ReduceMax", g.cast(missing), keepdims=0), TensorProto.BOOL)
+        g = self.g
+        missing = self.kinds(self.missing)[0]
+        filled, *others = self.kinds(self.filled)
 
         def guessed() -> Sequence[str]:
             return [g("Where", missing, self.first_member(at_mean[0]), filled)]
 
-        numbers = g.choose(some, guessed, lambda: [filled], [TensorProto.FLOAT])[0]
+        numbers = g.choose(self.some_gaps, guessed, lambda: [filled], [TensorProto.FLOAT])[0]
         product = g("MatMul", g.as_double(numbers), g.as_double(self.weight("exemplars.metric")))
         known = g("Where", missing, 0.0, g.cast(product))
-        return known if n == f else g("Concat", known, g.slice(self.filled, n, f), axis=-1)
+        return self.joined([known, *filter(None, others)])
+
+    @cached_property
+    def some_gaps(self) -> str:
+        """Whether any value of the tile is missing."""
+        g = self.g
+        return g.cast(g("ReduceMax", g.cast(self.missing), keepdims=0), TensorProto.BOOL)
 
     def rest(self) -> str:
         """Compute the weight of the networks, (1,) float64."""

@@ -19,7 +19,7 @@ no kernel, so that it contributes nothing.
 
 Kernels are products over columns, but close rows differ together in columns that depend on each
 other. A member may therefore have coordinates y = A x in place of the numbers x, in which they
-differ more independently (`anomaly_vae.training.metric`). The determinant of A is 1, so that p(y) =
+differ more independently (`neighbour_metric`). The determinant of A is 1, so that p(y) =
 p(x). Coordinate f belongs to column f: A is symmetric and positive definite.
 """
 

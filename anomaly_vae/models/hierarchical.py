@@ -135,6 +135,7 @@ class TopDown(nn.Module):
             if smooth
             else nn.Conv2d(widths[-1], 4 * planes, 3, 1, 1)
         )
+        self.arrange = nn.Identity() if smooth else nn.PixelShuffle(2)
 
     def forward(self, z: Tensor) -> Tensor:
         """Convert latents (..., L) into outputs (..., planes · S²)."""
@@ -161,9 +162,7 @@ class TopDown(nn.Module):
             if number < LEVELS - 1:
                 narrow = self.narrow[number](state)
                 state = F.interpolate(narrow, scale_factor=2.0, mode=self.enlargement)
-        out = self.out(state)
-        smooth = self.enlargement == "bilinear"
-        return self.geometry.crop(out if smooth else F.pixel_shuffle(out, 2))
+        return self.geometry.crop(self.arrange(self.out(state)))
 
     def level(self, number: int) -> Level:
         """Return a level by its number; 0 is the coarsest."""

@@ -82,9 +82,13 @@ def fit_exemplars(
         >>> bool(usual > odd)
         True
     """
-    metric = None if fill is None else neighbour_metric(layout, fill(train), seed)
-    if fill is not None and metric is not None:
-        train, held_out = (transform(metric, rows, fill(rows)) for rows in (train, held_out))
+    metric = None
+    if fill is not None:
+        filled = fill(train)
+        metric = neighbour_metric(layout, filled, seed)
+        if metric is not None:
+            train = transform(metric, train, filled)
+            held_out = transform(metric, held_out, fill(held_out))
     every = torch.cat([train, held_out])
     known, places = (Places.of(layout, rows, count, seed) for rows in (train, every))
     judges = held_out[:MAX_HELD_OUT]

@@ -426,10 +426,11 @@ def _number(db: sqlite3.Connection, name: str) -> int:
 
 def _add_entities(db: sqlite3.Connection, count: int) -> None:
     if count:
-        add = (
-            "INSERT INTO meta VALUES ('entities', ?) ON CONFLICT (name) DO UPDATE SET value = value"
+        db.execute(
+            "INSERT INTO meta VALUES ('entities', ?) ON CONFLICT (name)"
+            " DO UPDATE SET value = value + excluded.value",
+            (count,),
         )
-        db.execute(f"{add} + excluded.value", (count,))
 
 
 def _set(db: sqlite3.Connection, name: str, value: int) -> None:

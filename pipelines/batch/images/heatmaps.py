@@ -44,8 +44,8 @@ class HeatmapWriter:
         """Entries of the summary."""
         self.maps = MapWriter.of(source, folder, options.maps) if options.maps else None
         """Writer of maps in the pixels of files; None if none are wanted."""
-        self._told: dict[str, object] = {}
-        """The task that printed the first refusal."""
+        self._refusal = console.Once()
+        """The first refusal is printed."""
 
     def write(
         self,
@@ -83,8 +83,7 @@ class HeatmapWriter:
         try:
             content = render_heatmap(file.path, frame, pixels, about_model(self.source))
         except DataError as error:
-            if self._told.setdefault(REFUSED, teller := object()) is teller:
-                console.info(f"a heatmap cannot be written as DICOM: {error}")
+            self._refusal.info(f"a heatmap cannot be written as DICOM: {error}")
             return REFUSED
         self.folder.write(f"{DICOM}/{name}.dcm", content)
         return DICOM

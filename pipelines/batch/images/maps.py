@@ -26,7 +26,6 @@ from pipelines.registry.model_uri import LoadedModel
 
 Heat = NDArray[np.float32]
 
-
 SUFFIXES = {
     MapFormat.NIFTI: "nii.gz",
     MapFormat.NPY: "npy",
@@ -42,8 +41,6 @@ NO_LOCALIZATION = (
     "anomalies are; train with model.localization_head: true and score: contamination to see where"
 )
 """Message about maps of a model whose maps do not show inserted lesions."""
-
-
 NOT_DICOM = "it is not DICOM, so there is no instance to refer to; write --maps npy or tiff"
 NO_SEGMENTS = (
     "--maps dicom-seg: this score does not localise, so its regions are no segments; train with "
@@ -68,8 +65,8 @@ class MapWriter:
     source: LoadedModel
     folder: ResultFolder
     format: MapFormat
-    _told: dict[str, object] = field(default_factory=dict)
-    """The task that printed the first refusal."""
+    _refusal: console.Once = field(default_factory=console.Once)
+    """The first refusal is printed."""
 
     @classmethod
     def of(cls, source: LoadedModel, folder: ResultFolder, format_: MapFormat) -> MapWriter:
@@ -100,8 +97,7 @@ class MapWriter:
         try:
             written = dict(self._files(file, flagged))
         except (OSError, DataError) as error:
-            if self._told.setdefault(MAPS_REFUSED, teller := object()) is teller:
-                console.info(f"no map of {file.label}: {first_line(error)}")
+            self._refusal.info(f"no map of {file.label}: {first_line(error)}")
             return Counter({MAPS_REFUSED: 1})
         for frame, content in written.items():
             name = f"{MAPS}/{stem(file, frame)}.{SUFFIXES[self.format]}"

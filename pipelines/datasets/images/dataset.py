@@ -23,6 +23,7 @@ from anomaly_vae.images.pixels import DecodedImage
 from anomaly_vae.images.schema import ImageSchema
 from anomaly_vae.messages import listed
 from anomaly_vae.scoring.modality import Encoding
+from anomaly_vae.types import SERIES, VOLUME
 from pipelines import console
 from pipelines.datasets.dataset import (
     GROUP,
@@ -32,7 +33,7 @@ from pipelines.datasets.dataset import (
 )
 from pipelines.datasets.images.batches import Batch, decoded_images, read_all
 from pipelines.datasets.images.files import FRAME, LABEL, PATH, SPLIT, ImageFile, Reasons
-from pipelines.datasets.images.groups import SERIES, VOLUME, image_groups
+from pipelines.datasets.images.groups import image_groups
 from pipelines.datasets.images.layouts import TEST as TEST_FOLDER
 from pipelines.datasets.images.layouts import TRAIN as TRAIN_FOLDER
 from pipelines.datasets.images.listing import find_images, images_and_others

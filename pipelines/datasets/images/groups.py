@@ -12,12 +12,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from anomaly_vae.types import SERIES, VOLUME
 from pipelines.datasets.images.batches import Batch
 from pipelines.datasets.images.files import ImageFile
 from pipelines.datasets.labels import column_codes
-
-SERIES, VOLUME = "series", "volume"
-"""Kinds of groups that files state themselves."""
 
 
 def group_name(kind: str, file: ImageFile, series: str) -> str | None:

@@ -9,10 +9,9 @@ import numpy as np
 
 from anomaly_vae.calibration.conformal import Calibration
 from anomaly_vae.client.types import GroupResult, Result
+from anomaly_vae.types import SERIES, VOLUME
 from serving.problems import INVALID_REQUEST, ProblemError
 
-SERIES, VOLUME = "series", "volume"
-"""Kinds of groups that files state themselves: a DICOM series, and a file with its images."""
 GROUP = "group"
 """Query parameter that names the kind of group which all images of a request are of."""
 

@@ -18,11 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydicom import Dataset, config, dcmread
-from pydicom.data import get_charset_files, get_testdata_file
+from pydicom.data import get_charset_files
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from anomaly_vae.errors import DataError
 from pipelines.batch.images.dicom_heatmaps import render_heatmap
+from tests.support.dicom_files import changed, shipped
 
 OVERLAY = np.random.default_rng(0).integers(0, 256, (31, 41, 3), np.uint8)  # an odd number of bytes
 ABOUT = {"model": "scans", "version": "3", "digest": "ab" * 32}
@@ -43,12 +44,6 @@ PATIENT_AND_STUDY = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate",
     "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName", "StudyDescription",
 )  # fmt: skip
-
-
-def shipped(name: str) -> Path:
-    path = get_testdata_file(name, download=False)
-    assert isinstance(path, str), f"pydicom does not ship {name} any more"
-    return Path(path)
 
 
 def quietly(path: Path) -> Dataset:
@@ -79,20 +74,6 @@ def written(
     image = dcmread(out)
     str(image)  # decodes everything
     return image
-
-
-def changed(tmp_path: Path, name: str = "CT_small.dcm", **values: object) -> Path:
-    """A shipped file with other values; None removes an attribute."""
-    with warnings.catch_warnings(), config.disable_value_validation():
-        warnings.simplefilter("ignore")
-        image = dcmread(shipped(name))
-        for keyword, value in values.items():
-            if value is None:
-                del image[keyword]
-            else:
-                setattr(image, keyword, value)
-        image.save_as(tmp_path / "source.dcm")
-    return tmp_path / "source.dcm"
 
 
 # ---------------------------------------------------------------- what is written

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +12,19 @@ import highdicom
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from pydicom import Dataset, config, dcmread
-from pydicom.data import get_testdata_file
+from pydicom import Dataset, dcmread
 from pydicom.uid import EnhancedMRImageStorage, ParametricMapStorage, SegmentationStorage
 
 from anomaly_vae.errors import DataError
 from anomaly_vae.images.heatmaps import Scale
 from pipelines.batch.images.dicom_maps import About, parametric_map, segmentation
+from tests.support.dicom_files import changed, shipped
 
 MODEL = {"model": "scans", "version": "3", "digest": "ab" * 32}
 ABOUT = About(MODEL, Scale(0.5, 4.5, 1.5))
 KINDS = {"parametric-map": ParametricMapStorage, "segmentation": SegmentationStorage}
 STUDY = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID",
          "StudyDate", "StudyTime", "StudyID", "AccessionNumber")  # fmt: skip
-
-
-def shipped(name: str) -> Path:
-    path = get_testdata_file(name, download=False)
-    assert isinstance(path, str), f"pydicom does not ship {name} any more"
-    return Path(path)
-
-
-def changed(out: Path, name: str = "CT_small.dcm", **values: object) -> Path:
-    """A shipped file with other values; None removes an attribute."""
-    with warnings.catch_warnings(), config.disable_value_validation():
-        warnings.simplefilter("ignore")
-        image = dcmread(shipped(name))
-        for keyword, value in values.items():
-            if value is None:
-                del image[keyword]
-            else:
-                setattr(image, keyword, value)
-        image.save_as(out / "source.dcm")
-    return out / "source.dcm"
 
 
 def item(**values: object) -> Dataset:

@@ -19,7 +19,6 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import dcmread
-from pydicom.data import get_testdata_file
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from anomaly_vae.artifacts.bundle import Bundle
@@ -49,6 +48,7 @@ from pipelines.datasets.images.dataset import ImageDataset
 from pipelines.datasets.images.files import ImageFile
 from pipelines.datasets.images.listing import list_files
 from pipelines.registry.model_uri import LoadedModel
+from tests.support.dicom_files import shipped
 from tests.support.scans import SIZE, blobs, coloured, patched
 
 RESTART = RunOptions(restart=True)
@@ -100,10 +100,8 @@ def tiff(path: Path, images: NDArray[Any]) -> Path:
 
 def sample(name: str, to: Path) -> Path:
     """One of the scans that come with pydicom."""
-    path = get_testdata_file(name, download=False)
-    assert isinstance(path, str), f"pydicom does not ship {name} any more"
     to.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(path, to)
+    shutil.copy(shipped(name), to)
     return to
 
 
@@ -766,14 +764,12 @@ def test_maps_of_dicom_images_refer_to_them_and_other_files_are_refused(
     every: LoadedModel, tmp_path: Path, out: Path, kind: str, suffix: str
 ) -> None:
     folder = write(tmp_path / "in", blobs(2))
-    source = get_testdata_file("CT_small.dcm", download=False)
-    assert isinstance(source, str)
-    shutil.copy(source, folder / "ct.dcm")
+    sample("CT_small.dcm", folder / "ct.dcm")
     summary = score_images(every, [str(folder)], out, heatmaps=HeatmapOptions(maps=MapFormat(kind)))
     assert (summary["maps"], summary["maps_refused"]) == (1, 2)
     (name,) = pictures(out, MAPS)
     assert name.endswith(suffix)
-    read, image = dcmread(source), dcmread(out / MAPS / name)
+    read, image = dcmread(shipped("CT_small.dcm")), dcmread(out / MAPS / name)
     assert image.pixel_array.shape == (read.Rows, read.Columns)
     assert image.SourceImageSequence[0].ReferencedSOPInstanceUID == read.SOPInstanceUID
     if kind == "dicom":
