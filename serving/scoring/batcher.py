@@ -1,9 +1,10 @@
 """Score requests that arrive together in one pass of the graph (micro-batching).
 
 A request is scored in the next iteration of the event loop, together with all others that arrived
-in the same iteration. If the previous pass had several requests, the batcher waits one iteration
-longer, which takes microseconds, to collect more. A row's score does not depend on the other rows
-of its batch (`anomaly_vae.scoring.scorer`), so batching does not change any answer.
+in the same iteration; if no other is in progress, it is scored at once. If the previous pass had
+several requests, the batcher waits one iteration longer, which takes microseconds, to collect more.
+A row's score does not depend on the other rows of its batch (`anomaly_vae.scoring.scorer`), so
+batching does not change any answer.
 """
 
 from __future__ import annotations
@@ -64,13 +65,27 @@ class ModelBatcher:
         self._pending: list[Pending] = []
         self._last_had_several = False
 
-    def submit(self, request: DecodedRequest, body: bytes) -> asyncio.Future[bytes]:
-        """Queue a request for the next pass, and return a future of the answer."""
+    def submit(
+        self, request: DecodedRequest, body: bytes, alone: bool = False
+    ) -> asyncio.Future[bytes]:
+        """Queue a request for the next pass, and return a future of the answer.
+
+        Args:
+            request: the request.
+            body: its body.
+            alone: whether no other request is in progress. There is nothing to wait for then.
+        """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[bytes] = loop.create_future()
-        if not self._pending:
-            loop.call_soon(self._flush_later if self._last_had_several else self._flush)
         self._pending.append(Pending(request.rows, request, body, answer))
+        if len(self._pending) > 1:
+            return answer  # a pass is due already
+        if self._last_had_several:
+            loop.call_soon(self._flush_later)
+        elif alone:
+            self._flush()
+        else:
+            loop.call_soon(self._flush)
         return answer
 
     def _flush_later(self) -> None:

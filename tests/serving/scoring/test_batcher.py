@@ -104,6 +104,20 @@ def test_where_there_was_company_one_more_turn_is_waited_for(batcher, records, m
     asyncio.run(all_of_it())
 
 
+def test_one_that_is_alone_is_scored_at_once(batcher, records):
+    body = json.dumps({"records": records[:1]}).encode()
+    request = batcher.decoder.decode(body)
+
+    async def ask():
+        first = batcher.submit(request, body, alone=True)
+        assert first.done()
+        second, third = batcher.submit(request, body), batcher.submit(request, body, alone=True)
+        assert not third.done(), "it goes with the one that waits"
+        return await asyncio.gather(first, second, third)
+
+    assert len({*asyncio.run(ask())}) == 1
+
+
 @pytest.fixture
 def breaking(calibrated, tmp_path_factory):
     """The small model, with a graph that breaks on an amount beyond any."""
