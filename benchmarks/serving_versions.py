@@ -1,7 +1,7 @@
 """Compare the CPU time of a lone scoring request between this source tree and another one.
 
-Usage: `python -m benchmarks.serving_versions OTHER_TREE MODELS [CLIENTS]`, where MODELS is the folder
-`serving-models` among the results of `python -m benchmarks serving`.
+Usage: `python -m benchmarks.serving_versions OTHER_TREE MODELS [CLIENTS]`, where MODELS is the
+folder `serving-models` among the results of `python -m benchmarks serving`.
 
 The servers of both trees, with both models, and the empty FastAPI endpoint run side by side. Every
 round visits each of them in turn, so that other work on the machine affects all alike. Compare the
