@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,10 @@ def unvaried(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
 
 USUAL = "as it is"
 """Training of the library."""
-TRAININGS: dict[str, Insert] = {USUAL: synthetic, "images not varied": unvaried}
+TRAININGS: dict[str, Insert] = {
+    USUAL: partial(synthetic, standardise=True),
+    "images not varied": unvaried,
+}
 """What makes the images and labels that a head is trained on."""
 
 

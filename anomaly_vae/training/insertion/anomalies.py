@@ -15,7 +15,7 @@ from anomaly_vae.training.insertion.blending import with_patches
 from anomaly_vae.training.insertion.draws import Choices, Draw, box_blur, mixed
 from anomaly_vae.training.insertion.fillings import filling
 from anomaly_vae.training.insertion.shapes import ellipses, islands, lines
-from anomaly_vae.training.insertion.variation import toned, warped
+from anomaly_vae.training.insertion.variation import standardised, toned, warped
 
 BACKGROUND = 0.03
 """Maximum difference from an image's minimum at which a pixel is background, where nothing is
@@ -26,12 +26,15 @@ LABEL_STEEPNESS = 20.0
 """Steepness of the label, per standard deviation of the image intensities."""
 
 
-def synthetic(images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+def synthetic(
+    images: Tensor, generator: Generator, standardise: bool = False
+) -> tuple[Tensor, Tensor]:
     """Insert anomalies into two copies of each image, which are first varied at random.
 
     Args:
-        images: (N, C, H, W), standardised.
+        images: (N, C, H, W), of about the standard deviation of standardised images.
         generator: source of all randomness.
+        standardise: whether the changed images are standardised, as those that are scored are.
 
     Returns:
         changed images (2N, C, H, W) and the labels of their pixels (2N, 1, H, W).
@@ -44,7 +47,8 @@ def synthetic(images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         (6, True)
     """
     placed = warped(images.repeat(2, 1, 1, 1), generator)
-    return inserted(toned(placed, generator), generator, tissue_of(placed))
+    changed, labels = inserted(toned(placed, generator), generator, tissue_of(placed))
+    return (standardised(changed) if standardise else changed), labels
 
 
 def inserted(

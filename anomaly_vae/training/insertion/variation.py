@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from anomaly_vae.images.encoding import STANDARDISED_MEAN, STANDARDISED_STD
 from anomaly_vae.training.insertion.draws import Draw
 
 MAX_ROTATION = math.radians(25)
@@ -74,14 +75,15 @@ def toned(images: Tensor, generator: Generator) -> Tensor:
         light = light + height * (2 * draw.uniform() - 1) * torch.sin(number * math.pi * light)
     light = light * torch.exp(UNEVENNESS * draw.uniform() * draw.field(2))
     grain = MAX_GRAIN * draw.uniform() * (draw.uniform() < 0.5) * draw.noise(draw.side)
-    return _rescaled(light * (1 + grain), images)
+    changed = standardised(light * (1 + grain)) - STANDARDISED_MEAN
+    mean, deviation = images.mean((1, 2, 3), True), _deviation(images)
+    return mean + changed * (deviation / STANDARDISED_STD)
 
 
-def _rescaled(images: Tensor, like: Tensor) -> Tensor:
-    """Give each image (N, C, H, H) the mean and standard deviation of another."""
+def standardised(images: Tensor) -> Tensor:
+    """Give each image (N, C, H, W) the mean and standard deviation of a standardised one."""
     centred = images - images.mean((1, 2, 3), True)
-    scaled = centred * (_deviation(like) / _deviation(images).clamp_min(TINY))
-    return like.mean((1, 2, 3), True) + scaled
+    return STANDARDISED_MEAN + STANDARDISED_STD * centred / _deviation(images).clamp_min(TINY)
 
 
 def _deviation(images: Tensor) -> Tensor:
