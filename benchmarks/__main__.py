@@ -17,6 +17,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "transactions": ("fraud",),
     "known": ("fraud",),
     "scans": ("mri", "pneumoniamnist.npz"),
+    "inserted_lesions": ("mri",),
     "parts": ("tiles",),
     "inserted_defects": ("tiles",),
     "promise": ("adbench", "fraud"),
