@@ -17,6 +17,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "transactions": ("fraud",),
     "known": ("fraud",),
     "scans": ("mri", "pneumoniamnist.npz"),
+    "scan_designs": ("mri", "pneumoniamnist.npz"),
     "parts": ("tiles",),
     "inserted_defects": ("tiles",),
     "promise": ("adbench", "fraud"),
