@@ -50,9 +50,9 @@ TESTED, TESTED_GROUP, TEST_SEED = 200, 3, 1000
 CHANGE_SEED = 77
 """Seed of the changes."""
 METHODS = (
-    ours("default"),
-    ours("beta 0.3", training={"beta": 0.3}),
+    ours("default, beta 0.03"),
     ours("beta 0.1", training={"beta": 0.1}),
+    ours("beta 1", training={"beta": 1.0}),
     ours("autoencoder", model={"type": "autoencoder"}),
 )
 
