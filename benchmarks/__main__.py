@@ -18,6 +18,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "known": ("fraud",),
     "scans": ("mri", "pneumoniamnist.npz"),
     "inserted_lesions": ("mri",),
+    "scan_designs": ("mri", "pneumoniamnist.npz"),
     "parts": ("tiles",),
     "inserted_defects": ("tiles",),
     "promise": ("adbench", "fraud"),

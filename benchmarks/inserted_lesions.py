@@ -44,7 +44,7 @@ from anomaly_vae.training.insertion.anomalies import inserted as inserted_anomal
 from anomaly_vae.training.trainer import LEARNING_RATE_WARMUP, Moments, flatten_weights
 from benchmarks.common import Column, Ledger, Options, cpu_seconds, environment, summary_table
 from benchmarks.inserted_defects import with_crack
-from benchmarks.scans import MRI, SHORT_STRIDE, SIZES, Images, Task, read_slices
+from benchmarks.scans import MRI, SHORT_STRIDE, SIZES, Images, Task, read_folder
 
 Floats = NDArray[np.floating[Any]]
 Masks = NDArray[np.bool_]
@@ -239,7 +239,7 @@ def _maps(head: LocalizationHead, images: Tensor) -> Tensor:
 
 def load(folder: Path, training: str, seed: int, kept: Path, short: bool) -> Heads:
     """Train the head of a seed, or read its log-odds again, and insert into the held-out slices."""
-    slices = read_slices(folder / "mri" / "train_normal", SIZE)[:: SHORT_STRIDE if short else 1]
+    slices = read_folder(folder / "mri" / "train_normal", SIZE)[:: SHORT_STRIDE if short else 1]
     none = np.zeros(0, bool)
     train, held = Task(SIZE, slices, slices[:0], none).split(seed)
     normal = np.asarray(held.values[IMAGE], np.float32).reshape(-1, SIZE, SIZE)
