@@ -141,7 +141,7 @@ def decoded_image(
     if not isinstance(pixels, np.ma.MaskedArray):
         return DecodedImage(_to_pixels(pixels, options), 0)
     outside = np.ma.getmaskarray(pixels)
-    counts = ~(outside.any(-1) if pixels.ndim == 3 else outside)
+    counts = ~np.asarray(outside.any(-1) if pixels.ndim == 3 else outside)
     if not counts.any():
         raise DataError(NOTHING_COUNTS)
     filled = np.where(outside, pixels.min(), pixels.data)  # the darkest value, as the air of scans
