@@ -20,10 +20,11 @@ from anomaly_vae.export.onnx_tabular import torch_terms
 from anomaly_vae.export.onnx_traced import image_score
 from anomaly_vae.export.patch_scores import PatchScore
 from anomaly_vae.generation import images as generation
-from anomaly_vae.generation.latent_space import load_ensemble
+from anomaly_vae.generation.latent_space import PICTURE, _model, load_ensemble, load_weights
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.lifecycle.parity import parity
 from anomaly_vae.models.backbone import N_FEATURES, Patches
+from anomaly_vae.models.picture_level import extremes
 from anomaly_vae.scoring.localization import localizations
 from anomaly_vae.scoring.modality import image_modality
 
@@ -61,14 +62,14 @@ def test_graph_and_torch_agree(detector: ImageVAEDetector) -> None:
     assert found.error < 1e-5
 
 
-def test_a_map_adds_up_to_the_score(detector: ImageVAEDetector) -> None:
+def test_map_and_picture_level_add_up_to_the_score(detector: ImageVAEDetector) -> None:
     parts = detector.bundle_.scorer.explain(detector._batch(surfaces(4, 1)))
-    np.testing.assert_allclose(parts.nats.sum(1), parts.score, rtol=1e-5)
-    assert (parts.kl == 0).all()
+    np.testing.assert_allclose(parts.nats.sum(1) + parts.kl, parts.score, rtol=1e-5)
+    assert (parts.kl != 0).all()
     assert detector.bundle_.manifest["unit"] == "nats"
 
 
-def test_the_score_is_the_sum_of_the_negative_bounds_of_patches(
+def test_the_score_is_the_negative_bound_of_the_picture_and_those_of_weighted_patches(
     detector: ImageVAEDetector,
 ) -> None:
     model, x = load_ensemble(detector.bundle_), detector._batch(surfaces(3, 1))
@@ -77,8 +78,27 @@ def test_the_score_is_the_sum_of_the_negative_bounds_of_patches(
     with torch.no_grad():
         rows = model.patches(encoded)
         bounds = [torch_terms(model, ScoreConfig(), each).bound.sum().item() for each in rows]
+        level = model.patches.picture
+        assert level is not None
+        pictures = level(extremes(model.patches.maps(encoded)))
     assert rows.shape == (3, 16, N_FEATURES)
-    np.testing.assert_allclose(detector.anomaly_score(surfaces(3, 1)), -np.array(bounds), rtol=0.1)
+    parts = detector.bundle_.scorer.explain(x)
+    np.testing.assert_allclose(parts.kl, pictures, rtol=1e-4)
+    assert 0 < level.share.item() < 1
+    np.testing.assert_allclose(parts.nats.sum(1), -level.share.item() * np.array(bounds), rtol=0.1)
+
+
+def test_models_of_earlier_versions_have_no_picture_level(detector: ImageVAEDetector) -> None:
+    tensors = load_weights(detector.bundle_)
+    kept = {name: value for name, value in tensors.items() if not name.startswith(PICTURE)}
+    model = _model(detector.bundle_, kept)
+    assert isinstance(model.patches, Patches)
+    assert model.patches.picture is None
+    encoding = ImageEncoding(ImageLayout(1, SIZE), "unit")
+    x = torch.from_numpy(surfaces(2, 1).reshape(2, -1)).float()
+    score, nats, kl, *_ = image_score(model, encoding, ImageScoreConfig())(x)
+    torch.testing.assert_close(score, nats.double().sum(-1))
+    assert (kl == 0).all()
 
 
 def test_a_uniform_map_spreads_to_a_uniform_one(detector: ImageVAEDetector) -> None:
