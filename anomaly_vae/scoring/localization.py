@@ -26,7 +26,7 @@ class LocalizationTest:
     """How well a model's maps show lesions that were inserted into held-out normal images."""
 
     images: int
-    """Number of images with an inserted lesion."""
+    """Number of images with an inserted lesion, of which several may be copies of one."""
     auroc: float
     """AUROC of pixels."""
     auroc_low: float
