@@ -1,13 +1,12 @@
 """Compute the score of images by their patches as one torch module, which is traced to a graph.
 
 Each patch is a row, and its score is the negative ELBO of a tabular model, in nats, times the
-weight that `PictureLevel` gives to patches. These scores are sharpened, since features are averages
-of neighbours, enlarged to the pixels of the image, divided by the area of a patch, and smoothed.
-The score of the image is the sum of this map (but for rounding at the border, the sum over its
-patches) and the negative ELBO of the picture level. The outputs are those of `image_scores`, with
-two differences: a patch's KL term lies where the patch is and therefore in the map, so that ``kl``
-is the part of the picture level; and ``expected`` is the image, since the decoder expects features.
-Models of earlier versions have no picture level, a ``kl`` of 0, and maps that are not sharpened.
+weight that `PictureLevel` gives to patches. These scores are enlarged to the pixels of the image,
+divided by the area of a patch, and smoothed. The score of the image is the sum of this map (but for
+rounding at the border, the sum over its patches) and the negative ELBO of the picture level. The
+outputs are those of `image_scores`, with two differences: a patch's KL term lies where the patch is
+and therefore in the map, so that ``kl`` is the part of the picture level, 0 in models of earlier
+versions, which have none; and ``expected`` is the image, since the decoder expects features.
 """
 
 from __future__ import annotations
@@ -27,21 +26,6 @@ from anomaly_vae.models.vae import VAE
 
 SMOOTHING = STRIDE / 4
 """Standard deviation of the blur of a map, in pixels."""
-
-
-def sharpened(maps: Tensor) -> Tensor:
-    """Undo the averaging of neighbours in maps (N, 1, H, W) to first order, with the same sum.
-
-    This is one step of van Cittert's iteration: what a value differs from the average of its
-    neighbours counts twice. Further steps amplify differences by chance.
-
-    >>> spot = torch.zeros(1, 1, 5, 5)
-    >>> spot[..., 2, 2] = 9.0
-    >>> sharpened(spot)[0, 0, 2].tolist(), sharpened(spot).sum().item()
-    ([0.0, -1.0, 17.0, -1.0, 0.0], 9.0)
-    """
-    padded = F.pad(maps, (1, 1, 1, 1), mode="replicate")
-    return 2 * maps - F.avg_pool2d(padded, 3, 1)
 
 
 class PatchScore(nn.Module):
@@ -97,10 +81,8 @@ class PatchScore(nn.Module):
     def _spread(self, values: Tensor) -> Tensor:
         """Spread the values of patches (N, P) over the pixels (N, S²), with about the same sum."""
         grid, side = self.patches.grid, self.layout.size
-        maps, mode = values.view(-1, 1, grid, grid), "bilinear"
-        if self.patches.picture is not None:  # models of earlier versions keep their maps
-            maps, mode = sharpened(maps), "bicubic"
-        large = F.interpolate(maps, (side, side), mode=mode, align_corners=False)
+        maps = values.view(-1, 1, grid, grid)
+        large = F.interpolate(maps, (side, side), mode="bilinear", align_corners=False)
         return blur(large, self.kernel).flatten(1) * (grid / side) ** 2
 
     @torch.no_grad()
