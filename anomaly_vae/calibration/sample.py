@@ -45,7 +45,7 @@ class CalibrationSample:
     losses: tuple[Scores, Scores] | None = None
     """Sorted part of the scores of the normal rows (n,) and of held-out rows (H,).
 
-    For tables it is the reconstruction term. The held-out rows are exchangeable with the training rows.
+    Of tables it is the reconstruction term. Held-out rows are exchangeable with training rows.
     """
 
     @classmethod
