@@ -53,6 +53,7 @@ METHODS = (
     ours("default, beta 0.03"),
     ours("beta 0.1", training={"beta": 0.1}),
     ours("beta 1", training={"beta": 1.0}),
+    ours("upsampling resize", model={"upsampling": "resize"}),
     ours("autoencoder", model={"type": "autoencoder"}),
 )
 
