@@ -43,9 +43,9 @@ class CalibrationSample:
     weights: Scores | None = None
     """Density ratio (n,) of traffic to calibration rows; None means weight 1."""
     losses: tuple[Scores, Scores] | None = None
-    """Sorted reconstruction terms of the normal rows (n,) and of held-out rows (H,).
+    """Sorted part of the scores of the normal rows (n,) and of held-out rows (H,).
 
-    The held-out rows are exchangeable with the training rows.
+    Of tables it is the reconstruction term. Held-out rows are exchangeable with training rows.
     """
 
     @classmethod

@@ -20,8 +20,10 @@ from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import BundleError, ConfigError, DataError
 from anomaly_vae.images.encoding import ImageEncoding
 from anomaly_vae.models.autoencoder import Autoencoder
+from anomaly_vae.models.backbone import Patches
 from anomaly_vae.models.builder import tabular_parts
 from anomaly_vae.models.exemplars import Exemplars
+from anomaly_vae.models.picture_level import PictureLevel
 from anomaly_vae.models.priors import DRAWING, LatentGaussian, Mixture
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.training.kinds import KINDS
@@ -44,6 +46,8 @@ CHUNK_VALUES = 1 << 18
 """Maximum number of values (rows times columns) processed at a time."""
 EXEMPLARS = "exemplars."
 """Prefix of the names of the exemplar member's tensors."""
+PICTURE = "patches.picture."
+"""Prefix of the names of the picture level's tensors."""
 MIN_SINE = 1e-6
 """Minimum sine of the angle between two directions that are not treated as parallel."""
 
@@ -118,6 +122,9 @@ def _model(bundle: Bundle, tensors: dict[str, Tensor], **changes: Any) -> VAE:
         parts = {name: tensors[f"{EXEMPLARS}{name}"] for name in Exemplars.TENSORS}
         layout, metric = tabular_parts(model).likelihood.layout, tensors.get(f"{EXEMPLARS}metric")
         model.exemplars = Exemplars(layout, metric, **parts)
+    if isinstance(model.patches, Patches) and f"{PICTURE}center" in tensors:
+        parts = {name: tensors[f"{PICTURE}{name}"] for name in PictureLevel.TENSORS}
+        model.patches.picture = PictureLevel(**parts)
     if f"{DRAWING}mean" in tensors:
         model.drawing = LatentGaussian(*(tensors[f"{DRAWING}{n}"] for n in LatentGaussian.TENSORS))
     for name, value in model.state_dict().items():

@@ -264,7 +264,7 @@ def overlay(
     """
     height, width = heat.shape
     zoom = zoom or _zoom(height, width, MIN_PANEL, MAX_PANEL)
-    shown = {"scan": scan} | ({"expected by the model": expected} if scale.expects else {})
+    shown = {"image": scan} | ({"expected by the model": expected} if scale.expects else {})
     panels = [_enlarge(_to_rgb(image), zoom) for image in shown.values()]
     if scale.localizes:
         last, caption = _heated(scan, heat, found, scale, zoom), f"heat, {scale.unit}"

@@ -5,7 +5,7 @@ and with ReLU6) up to the stride of 16 pixels. Its weights are never changed. Th
 position are averaged with those of its eight neighbours, as in PatchCore (Roth et al. 2022, arXiv
 2106.08265), standardised, and rotated to their principal components on normal images. Each position
 is then one row of numbers, which the VAE of a table models. None of the components is left out:
-defects deviate most in those of little variance.
+defects deviate most in those of little variance. `PictureLevel` models a picture as a whole.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomaly_vae.images.encoding import ImageLayout
+from anomaly_vae.models.picture_level import PictureLevel
 
 STRIDE = 16
 """Distance between neighbouring patches, in pixels."""
@@ -152,6 +153,10 @@ class Patches(nn.Module):
         self.network = EfficientNetLite0()
         self.register_buffer("center", torch.zeros(N_FEATURES))
         self.register_buffer("rotation", torch.zeros(N_FEATURES, N_FEATURES))
+        self.picture: PictureLevel | None = None
+        """Model of whole pictures, added after the fit; None in models of earlier versions."""
+        self.pictures: Tensor | None = None
+        """(N, 2D): extremes of the training pictures, which it is fitted to; None after that."""
 
     @property
     def grid(self) -> int:
@@ -160,18 +165,27 @@ class Patches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convert encoded images (N, F) into rows (N, P, D)."""
-        return self.rotated(self.features(x))
+        return self.rotated(self.features(self.maps(x)))
 
     def rotated(self, features: Tensor) -> Tensor:
         """Standardise and rotate features (..., D)."""
         return (features - self.center) @ self.rotation
 
-    def features(self, x: Tensor) -> Tensor:
-        """Convert encoded images (N, F) into features (N, P, D)."""
+    def maps(self, x: Tensor) -> Tensor:
+        """Convert encoded images (N, F) into the network's features (N, D, √P, √P)."""
         images = x.view(-1, *self.layout.shape).expand(-1, 3, -1, -1)
-        maps = self.network((images - PIXEL_MEAN) / PIXEL_STD)
+        found: Tensor = self.network((images - PIXEL_MEAN) / PIXEL_STD)
+        return found
+
+    def features(self, maps: Tensor) -> Tensor:
+        """Average the network's features (N, D, √P, √P) with their neighbours, to (N, P, D)."""
         local = F.avg_pool2d(maps, 3, 1, 1, count_include_pad=False)
         return local.movedim(1, -1).reshape(-1, self.grid**2, N_FEATURES)
+
+    def fit_picture(self) -> None:
+        """Fit the model of whole pictures, after all processes have fitted that of patches."""
+        assert self.pictures is not None, "the rows were made of pictures"
+        self.picture, self.pictures = PictureLevel.fit(self.pictures), None
 
     def fit_rotation(self, features: Tensor) -> None:
         """Set the rotation to the principal components of features (R, D), once standardised."""

@@ -166,10 +166,6 @@ class Scorer:
         x = self.encoding.encode(batch)
         return ScoredRows(x, *self.scores_and_terms(x))
 
-    def losses(self, batch: RawBatch) -> NDArray[np.float64]:
-        """Return the detector's scores (N,) without the KL term, in nats."""
-        return self.scored(batch).terms.loss
-
     def known_surprise(self, x: Matrix) -> NDArray[np.float64]:
         """Return how much encoded rows (N, F) resemble known anomalies, (N,); needs such a head."""
         return self._output("known", x)

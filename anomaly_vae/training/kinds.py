@@ -282,8 +282,9 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
     def finalize(self, model: VAE, config: ImageConfig, train: Matrix, validation: Matrix) -> None:
         """Estimate what a model has beyond its networks; see `Kind.finalize`."""
         rows = torch.from_numpy(train), torch.from_numpy(validation)
-        if model.patches is not None:
+        if isinstance(model.patches, Patches):
             finalize(model, *rows, patch_model(config.model), config.training)
+            model.patches.fit_picture()
         else:
             model.drawing = LatentGaussian.fit(_latents(model, rows[0][:MAX_LATENTS]))
 

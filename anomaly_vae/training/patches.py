@@ -1,4 +1,4 @@
-"""Make the rows that a model of patches is fitted to: patch features of normal images."""
+"""Make the rows that a model of patches is fitted to: features of normal images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Generator, Tensor
 
 from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.models.backbone import Patches
+from anomaly_vae.models.picture_level import extremes
 
 PATCH_NOISE = 0.2
 """Standard deviation of the noise added to rows before the encoder, in standard deviations."""
@@ -25,30 +26,35 @@ def patch_rows(
     Of many images, each gives only some of its patches, chosen at random.
 
     Args:
-        patches: makes rows of images; its rotation is set in place.
+        patches: makes rows of images; its rotation and the extremes of pictures are set in place.
         train: (N, F), encoded images.
         validation: (V, F), encoded images.
         seed: seed of the choice.
         fit: whether to set the rotation from the training images.
     """
     generator = torch.Generator().manual_seed(seed)
-    features = _features(patches, torch.from_numpy(train), MAX_PATCHES, generator)
+    features, pictures = _features(patches, torch.from_numpy(train), MAX_PATCHES, generator)
+    patches.pictures = pictures
     if fit:
         patches.fit_rotation(features)
-    judges = _features(patches, torch.from_numpy(validation), MAX_PATCHES // 10, generator)
+    judges, _ = _features(patches, torch.from_numpy(validation), MAX_PATCHES // 10, generator)
     return patches.rotated(features).numpy(), patches.rotated(judges).numpy()
 
 
-def _features(patches: Patches, x: Tensor, limit: int, generator: Generator) -> Tensor:
-    """Return the features (R, D) of images (N, F), of as many positions each as the limit allows.
+def _features(
+    patches: Patches, x: Tensor, limit: int, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Return features (R, D) of as many positions as the limit allows, and `extremes` (N, 2D).
 
-    Positions are spread evenly over the images, at least one of each.
+    Positions are spread evenly over the images (N, F), at least one of each.
     """
     count = patches.grid**2
     most = max(1, min(count, limit // max(len(x), 1)))
-    parts = []
+    parts, pictures = [], []
     for chunk in x.split(CHUNK):
         order = torch.rand(len(chunk), count, generator=generator).argsort(1)[:, :most]
-        found = patches.features(chunk)
+        maps = patches.maps(chunk)
+        found = patches.features(maps)
+        pictures.append(extremes(maps))
         parts.append(found.gather(1, order.unsqueeze(-1).expand(-1, -1, found.shape[-1])))
-    return torch.cat(parts).flatten(0, 1)
+    return torch.cat(parts).flatten(0, 1), torch.cat(pictures)

@@ -127,9 +127,8 @@ def model_sample(
 ) -> CalibrationSample:
     """Build the sample of a trained model, with the losses of calibration and held-out rows.
 
-    The losses are compared to find out whether the model has learnt the calibration rows. They
-    exclude the rate, as the aggregated posterior contains the codes of the calibration rows. Groups
-    are those that the model distinguishes.
+    The losses are compared to find out whether the calibration rows contain anomalies; see
+    `_comparable`. Groups are those that the model distinguishes.
 
     Args:
         data: the data set.
@@ -142,13 +141,22 @@ def model_sample(
         CalibrationError: see `sample_of`.
     """
     take, scorer = data.batch.take, model.scorer
-    held_out = scorer.losses(take(_held_out(data)))
+    held_out = scorer.scored(take(_held_out(data)))
     sample = _sample(data, config, scored.scores, lambda rows: scorer.score(take(rows)))
     return replace(
         sample,
         levels=sample.levels and _distinguished(sample.levels, model, str(config.group_by)),
-        losses=(np.sort(scored.terms.loss), np.sort(held_out)),
+        losses=(_comparable(model, scored), _comparable(model, held_out)),
     )
+
+
+def _comparable(model: Bundle, scored: ScoredRows) -> Scores:
+    """Return the sorted part (N,) of scores that the held-out rows had no influence on.
+
+    The aggregated posterior contains the codes of held-out rows, so that the rate is left out. With
+    a backbone, exemplars contain their patches, too, and only the picture level is left.
+    """
+    return np.sort(scored.terms.loss if model.draws else scored.terms.rate)
 
 
 def _distinguished(levels: Levels, model: Bundle, column: str) -> Levels:

@@ -10,22 +10,26 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.numpy import save as save_tensors
 
 from anomaly_vae import ImageVAEDetector
-from anomaly_vae.artifacts.bundle import load_bundle
+from anomaly_vae.artifacts.bundle import Bundle, load_bundle
 from anomaly_vae.config.scoring import ImageScoreConfig, ScoreConfig
 from anomaly_vae.errors import BundleError, ConfigError
 from anomaly_vae.export.image_scores import ImageScore
 from anomaly_vae.export.onnx_tabular import torch_terms
-from anomaly_vae.export.onnx_traced import image_score
+from anomaly_vae.export.onnx_traced import image_score, image_tensors, trace_graph
 from anomaly_vae.export.patch_scores import PatchScore
 from anomaly_vae.generation import images as generation
-from anomaly_vae.generation.latent_space import load_ensemble
+from anomaly_vae.generation.latent_space import PICTURE, load_ensemble, load_weights
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.lifecycle.parity import parity
 from anomaly_vae.models.backbone import N_FEATURES, Patches
+from anomaly_vae.models.picture_level import PictureLevel, extremes
 from anomaly_vae.scoring.localization import localizations
 from anomaly_vae.scoring.modality import image_modality
+from anomaly_vae.training.fit import fit_bundle, prepare
+from anomaly_vae.training.warm_start import incompatibility
 
 SIZE = 64
 Pictures = NDArray[np.float64]
@@ -61,14 +65,14 @@ def test_graph_and_torch_agree(detector: ImageVAEDetector) -> None:
     assert found.error < 1e-5
 
 
-def test_a_map_adds_up_to_the_score(detector: ImageVAEDetector) -> None:
+def test_map_and_picture_level_add_up_to_the_score(detector: ImageVAEDetector) -> None:
     parts = detector.bundle_.scorer.explain(detector._batch(surfaces(4, 1)))
-    np.testing.assert_allclose(parts.nats.sum(1), parts.score, rtol=1e-5)
-    assert (parts.kl == 0).all()
+    np.testing.assert_allclose(parts.nats.sum(1) + parts.kl, parts.score, rtol=1e-5)
+    assert (parts.kl != 0).all()
     assert detector.bundle_.manifest["unit"] == "nats"
 
 
-def test_the_score_is_the_sum_of_the_negative_bounds_of_patches(
+def test_the_score_is_the_negative_bound_of_the_picture_and_those_of_weighted_patches(
     detector: ImageVAEDetector,
 ) -> None:
     model, x = load_ensemble(detector.bundle_), detector._batch(surfaces(3, 1))
@@ -77,8 +81,56 @@ def test_the_score_is_the_sum_of_the_negative_bounds_of_patches(
     with torch.no_grad():
         rows = model.patches(encoded)
         bounds = [torch_terms(model, ScoreConfig(), each).bound.sum().item() for each in rows]
+        level = model.patches.picture
+        assert level is not None
+        pictures = level(extremes(model.patches.maps(encoded)))
     assert rows.shape == (3, 16, N_FEATURES)
-    np.testing.assert_allclose(detector.anomaly_score(surfaces(3, 1)), -np.array(bounds), rtol=0.1)
+    parts = detector.bundle_.scorer.explain(x)
+    np.testing.assert_allclose(parts.kl, pictures, rtol=1e-4)
+    assert 0 < level.share.item() < 1
+    np.testing.assert_allclose(parts.nats.sum(1), -level.share.item() * np.array(bounds), rtol=0.1)
+
+
+@pytest.fixture(scope="module")
+def earlier(detector: ImageVAEDetector) -> Bundle:
+    """Return the same model as versions without a picture level made it."""
+    bundle, model = detector.bundle_, load_ensemble(detector.bundle_)
+    assert isinstance(model.patches, Patches)
+    model.patches.picture = None
+    _, encoding = image_modality(bundle.scorer.schema, bundle.scorer.encoding)
+    score = image_score(model, encoding, ImageScoreConfig())
+    weights = save_tensors(image_tensors(score))
+    assert PICTURE.encode() not in weights
+    return replace(bundle, graph=trace_graph(score, weights), weights=weights)
+
+
+def test_models_of_earlier_versions_keep_their_scores(
+    detector: ImageVAEDetector, earlier: Bundle, tmp_path: Path
+) -> None:
+    """Their score is the sum over the patches, each of weight 1."""
+    bundle, batch = load_bundle(earlier.save(tmp_path / "bundle")), detector._batch(surfaces(4, 1))
+    new, old = (each.scorer.explain(batch) for each in (detector.bundle_, bundle))
+    share = load_weights(detector.bundle_)[f"{PICTURE}share"].item()
+    np.testing.assert_allclose(share * old.score, new.nats.sum(1), rtol=1e-5)
+    np.testing.assert_allclose(old.nats.sum(1), old.score, rtol=1e-9)
+    assert (old.kl == 0).all()
+    assert parity(bundle, batch).problem is None
+
+
+def test_a_warm_start_from_an_earlier_version_adds_the_picture_level(
+    detector: ImageVAEDetector, earlier: Bundle
+) -> None:
+    batch = detector._batch(surfaces(30, 0))
+    config = detector._configuration().resolve(SIZE**2, 20)
+    parts = batch.take(np.arange(20)), batch.take(np.arange(20, 30))
+    prepared = prepare(config, detector._schema(), *parts)
+    assert incompatibility(earlier, config, prepared.encoding) is None
+    bundle = fit_bundle(config, prepared, {}, start=earlier).bundle
+    before, after = load_weights(earlier), load_weights(bundle)
+    assert torch.equal(before["patches.rotation"], after["patches.rotation"])
+    assert after.keys() - before.keys() == {f"{PICTURE}{name}" for name in PictureLevel.TENSORS}
+    assert parity(bundle, batch).problem is None
+    assert (bundle.scorer.explain(batch).kl != 0).all()
 
 
 def test_a_uniform_map_spreads_to_a_uniform_one(detector: ImageVAEDetector) -> None:

@@ -30,15 +30,15 @@ def test_every_position_is_a_row(size: int, channels: int, grid: int) -> None:
 
 def test_grey_is_colour_of_three_equal_channels() -> None:
     grey = images(2)
-    found = loaded(channels=3).features(grey.repeat(1, 3))
-    torch.testing.assert_close(found, loaded().features(grey))
+    found = loaded(channels=3).maps(grey.repeat(1, 3))
+    torch.testing.assert_close(found, loaded().maps(grey))
 
 
 def test_a_row_averages_a_position_and_its_neighbours() -> None:
     patches, x = loaded(), images(1)
     colours = (x.view(1, 1, 64, 64).repeat(1, 3, 1, 1) - PIXEL_MEAN) / PIXEL_STD
     maps = patches.network(colours)[0]
-    rows = patches.features(x).view(4, 4, N_FEATURES)
+    rows = patches.features(patches.maps(x)).view(4, 4, N_FEATURES)
     torch.testing.assert_close(rows[0, 0], maps[:, :2, :2].mean((1, 2)))
     torch.testing.assert_close(rows[2, 1], maps[:, 1:4, 0:3].mean((1, 2)))
 

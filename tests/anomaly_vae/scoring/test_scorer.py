@@ -83,7 +83,8 @@ def test_an_explanation_has_the_score_and_its_parts(bundle: Bundle, rows: RawBat
     np.testing.assert_allclose(
         explained.nats.sum(1) + explained.kl, explained.score, rtol=1e-10, atol=1e-10
     )
-    np.testing.assert_allclose(scorer.losses(rows), explained.nats.sum(1), rtol=1e-10, atol=1e-10)
+    losses = scorer.scored(rows).terms.loss
+    np.testing.assert_allclose(losses, explained.nats.sum(1), rtol=1e-10, atol=1e-10)
     np.testing.assert_array_equal(explained.observed, scorer.encoding.encode(rows))
     assert explained.expected.shape == explained.observed.shape
     assert explained.latent.shape[0] == n

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from anomaly_vae.images.encoding import ImageLayout
 from anomaly_vae.models.backbone import N_FEATURES, Patches
+from anomaly_vae.models.picture_level import extremes
 from anomaly_vae.models.pretrained import load_pretrained
 from anomaly_vae.training import patches as module
 from anomaly_vae.training.patches import patch_rows
@@ -46,3 +48,17 @@ def test_a_warm_start_keeps_the_rotation() -> None:
     rotation = patches.rotation.clone()
     patch_rows(patches, images(20, 2), images(3, 1), seed=0, fit=False)
     assert (patches.rotation == rotation).all()
+
+
+@pytest.mark.parametrize("fit", [True, False])
+def test_the_picture_level_is_fitted_after_the_patches(fit: bool) -> None:
+    """Until then it is no part of the model, which processes and checkpoints exchange."""
+    patches, x = loaded(), images(20, 0)
+    names = patches.state_dict().keys()
+    patch_rows(patches, x, images(3, 1), seed=0, fit=fit)
+    assert patches.state_dict().keys() == names
+    patches.fit_picture()
+    assert patches.picture is not None
+    expected = extremes(patches.maps(torch.from_numpy(x))).mean(0)
+    torch.testing.assert_close(patches.picture.center, expected)
+    assert patches.pictures is None

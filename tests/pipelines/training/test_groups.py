@@ -99,7 +99,7 @@ def test_what_held_out_training_rows_score_is_compared(
     told = grouped.bundle.manifest["calibration"]["figures"]["contamination"]
     scorer, held_out = grouped.bundle.scorer, dataset.part(VALIDATION)
     calibrating = dataset.batch.take(dataset.calibration_rows)
-    losses = (np.sort(scorer.losses(rows)) for rows in (calibrating, held_out))
+    losses = (np.sort(scorer.scored(rows).terms.loss) for rows in (calibrating, held_out))
     assert told == contamination_test(*losses, np.sort(scorer.score(calibrating))).to_json()
     assert told["held_out"] == len(held_out)
     assert 0 < told["p_value"] <= 1
