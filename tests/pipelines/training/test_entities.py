@@ -98,9 +98,9 @@ def monitor_of(*concentrations):
 
 
 def test_it_says_after_how_many_rows_and_days_a_change_is_noticed():
-    text = describe_entities(*monitor_of(1e6, 5_000.0, 1_800.0))
+    text = describe_entities(*monitor_of(1e6, 5_000.0, 1_300.0))
     assert "rows of one 'customer' resemble each other" in text
-    assert "after 1,252 to 1,667 rows, 1.3 to 1.7 days of such rows; in 'c' only larger" in text
+    assert "after 1,001 to 1,250 rows, 1 to 1.2 days of such rows; in 'c' only larger" in text
     assert "only larger" not in describe_entities(*monitor_of(1e6, 5_000.0))
 
 
