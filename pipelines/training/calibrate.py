@@ -71,7 +71,11 @@ from pipelines.reports.model_card import card_of
 from pipelines.reports.model_card_html import logged_plots, page
 from pipelines.reports.report import Reporter, ReportOptions, SeenRows, log, show
 from pipelines.training.calibration_sample import model_sample
-from pipelines.training.entities import describe_entities, entities_of
+from pipelines.training.entities import (
+    describe_entities,
+    describe_missing_entities,
+    entities_of,
+)
 from pipelines.training.image_groups import calibrate_groups
 from pipelines.training.train import inputs_digest, read_data
 
@@ -303,6 +307,8 @@ def _reference(
     console.info(describe_span(timed.timeline))
     reference = fit_times(chosen, encoding, reference, timed, traffic)
     if text := describe_entities(Monitor(chosen, encoding, reference), traffic.timeline):
+        console.info(text)
+    if not config.data.group and (text := describe_missing_entities(reference, traffic.timeline)):
         console.info(text)
     return reference
 

@@ -17,7 +17,7 @@ from anomaly_vae.data.schema import TabularSchema
 from anomaly_vae.messages import listed
 from anomaly_vae.monitoring.cycles import Timeline
 from anomaly_vae.monitoring.entities import MIN_ENTITIES, Bins, effective_number
-from anomaly_vae.monitoring.exchangeability import Monitor
+from anomaly_vae.monitoring.exchangeability import FIRST_COLUMN, Monitor, Reference
 from anomaly_vae.types import ColumnType
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.labels import column_codes
@@ -73,6 +73,32 @@ def describe_entities(monitor: Monitor, timeline: Timeline) -> str | None:
     if not unnoticed:
         return text
     return f"{text}; in {listed(unnoticed, most=SHOWN_COLUMNS)} only larger changes are"
+
+
+def describe_missing_entities(reference: Reference, timeline: Timeline) -> str | None:
+    """Say that rows of a day resemble each other though nothing names entities; None if they do not.
+
+    They do if the shares of a column vary between days by more than twice as much as they would by
+    chance.
+
+    Args:
+        reference: what was learned of the calibration rows.
+        timeline: times and entities of the calibration rows.
+    """
+    if timeline.entities or not reference.cycle or not reference.columns:
+        return None
+    found = reference.cycle.concentrations(0)[0, FIRST_COLUMN:].tolist()
+    daily_rows = len(timeline.seconds) / timeline.n_days
+    pairs = zip(reference.columns, found, strict=True)
+    uneven = [column.name for column, total in pairs if total < daily_rows]
+    if not uneven:
+        return None
+    return (
+        f"monitoring: {listed(uneven, most=SHOWN_COLUMNS)} vary from day to day more than chance "
+        "explains, and no column names what rows may have in common, such as a customer, so that the "
+        "guarantee may become doubtful although nothing is wrong. If there is such a column, keep it "
+        "in the data and name it as evaluation.entity"
+    )
 
 
 def _named(config: Config) -> set[str]:
