@@ -41,6 +41,18 @@ class LocalizationTest:
         """Whether maps show where anomalies are, so that they may be drawn."""
         return self.auroc_low > MIN_AUROC and self.average_precision > MIN_LIFT * self.base_rate
 
+    @staticmethod
+    def remedy(config: Mapping[str, Any]) -> str:
+        """Return what may help if maps do not show where anomalies are.
+
+        Args:
+            config: the configuration that the model was trained with.
+        """
+        backbone = config["model"].get("backbone", "none") != "none"
+        if backbone or config["score"]["type"] == "contamination":
+            return "train with more normal images"
+        return "train with model.localization_head: true and score: contamination"
+
     def __str__(self) -> str:
         return (
             f"of {self.images} inserted lesions, pixel AUROC {self.auroc:.2f} (95% interval from "
