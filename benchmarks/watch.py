@@ -21,7 +21,7 @@ from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -29,25 +29,20 @@ import pandas as pd
 from anomaly_vae.artifacts.bundle import load_bundle
 from anomaly_vae.config import Config, validate_config
 from benchmarks.common import Ledger, Options, environment, markdown_table
-from benchmarks.handbook import BASE_COLUMNS, DATA_FILES
+from benchmarks.handbook import BASE_COLUMNS
 from benchmarks.serving import RegisteredModels, Server, running
 from pipelines.training.calibrate import calibrate
 from pipelines.training.train import train
 
 TIME, LABEL, CUSTOMER, TERMINAL = "TX_DATETIME", "TX_FRAUD", "CUSTOMER_ID", "TERMINAL_ID"
-SPLITS = {
-    "train": ("2018-07-01", "2018-07-16"),
-    "calibration": ("2018-07-16", "2018-07-31"),
-    "test": ("2018-07-31", "2018-08-01"),
-}
 DAILY_ROWS = 9_567
 """Number of transactions a day."""
 STATUS_ROWS = 125
 """Maximum number of rows between two assessments of the status."""
 ROWS_BEFORE, DAYS_AFTER = 4_500, 6
 """Number of rows before a change, and of days after it."""
-FIRST_CHANGE = pd.Timestamp("2018-08-08")
-"""Time of the change in the first stream; each further one begins a day later."""
+FIRST_CHANGE_DAY = 7
+"""Day of the month, from 0, of the change in the first stream; each further one is a day later."""
 CHANGE_RATES, CHANGE_STREAMS = (DAILY_ROWS, 2_000, 500), 7
 """Rows a day, and number of streams, with a change put in."""
 MOVED_SHARE, BUSIEST = 0.1, 0.1
@@ -58,6 +53,34 @@ ENTITIES = {CUSTOMER: 5_000, TERMINAL: 10_000}
 """Number of customers and of terminals, which are numbered from 0."""
 ALARMS = ("doubtful", "broken")
 Change = Callable[[pd.DataFrame, np.random.Generator], pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Months:
+    """A month whose payments train and calibrate a model, and the next one, which is replayed."""
+
+    trained: str
+    replayed: str
+    last: int
+    """Last day of the first month, which is its test split."""
+
+    @property
+    def splits(self) -> dict[str, tuple[str, str]]:
+        """Days that train, those that calibrate, and the day that tests."""
+        middle, test, end = f"{self.trained}-16", f"{self.trained}-{self.last}", self.replayed
+        return {
+            "train": (f"{self.trained}-01", middle),
+            "calibration": (middle, test),
+            "test": (test, f"{end}-01"),
+        }
+
+    def file(self, options: Options, month: str) -> Path:
+        """Return the file with the payments of a month."""
+        return options.data_folder("fraud") / f"transactions-{month}.parquet"
+
+
+JULY, AUGUST = Months("2018-06", "2018-07", 30), Months("2018-07", "2018-08", 31)
+"""The months that the monitor is developed on, and those of the protocol."""
 
 
 @dataclass(frozen=True)
@@ -105,43 +128,60 @@ POPULATIONS = (Population(CUSTOMER, 500, 50), Population(TERMINAL, 300, 25))
 
 
 def model_folder(options: Options, population: Population | None = None) -> Path:
-    """Return the folder of the calibrated bundle; train it if necessary."""
+    """Return the folder of the calibrated bundle of July; train it if necessary."""
     name = f"watch-model-{population.title.replace(' ', '-')}" if population else "watch-model"
-    folder, july = options.result_path(name).resolve(), _july(options).resolve()
+    folder, july = options.result_path(name).resolve(), AUGUST.file(options, AUGUST.trained)
+    if not population:
+        return trained(folder, july.resolve(), AUGUST, options.short)
+    table = population.of(pd.read_parquet(july))
+    return trained(folder, written(table, folder / july.name), AUGUST, options.short)
+
+
+def written(table: pd.DataFrame, path: Path) -> Path:
+    """Write the table and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(path)
+    return path
+
+
+def trained(
+    folder: Path, data: Path, months: Months, short: bool, grouped_alpha: float | None = None
+) -> Path:
+    """Return the folder of the bundle that was trained and calibrated on data, if necessary now.
+
+    With ``grouped_alpha``, customers are `data.group`, and this is alpha.
+    """
     if not (folder / "bundle").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        if population:
-            population.of(pd.read_parquet(july)).to_parquet(folder / july.name)
-            july = folder / july.name
-        config = _configuration(july, folder, options.short)
+        config = _configuration(data, folder, months, short, grouped_alpha)
         with chdir(folder):
             calibrate(config, train(config).model_uri).bundle.save(folder / "bundle")
     return folder / "bundle"
 
 
-def _configuration(data: Path, folder: Path, short: bool) -> Config:
+def _configuration(
+    data: Path, folder: Path, months: Months, short: bool, grouped_alpha: float | None
+) -> Config:
     content: dict[str, Any] = {
         "name": "fraud",
         "data": {
             "path": [str(data)],
             "label": LABEL,
             "time": TIME,
+            "group": CUSTOMER if grouped_alpha else None,
             "features": [TIME, *BASE_COLUMNS],
-            "splits": SPLITS,
+            "splits": months.splits,
         },
         "mlflow": {"tracking_uri": f"sqlite:///{folder / 'mlflow.db'}"},
+        "calibration": {"alpha": grouped_alpha} if grouped_alpha else {},
         "training": {"epochs": 10} if short else {},
     }
     return validate_config(content)
 
 
-def _july(options: Options) -> Path:
-    return options.data_folder("fraud") / DATA_FILES[0]
-
-
-def load_month(options: Options) -> pd.DataFrame:
-    """Return August's transactions in time order."""
-    table = pd.read_parquet(options.data_folder("fraud") / DATA_FILES[1])
+def load_month(options: Options, months: Months = AUGUST) -> pd.DataFrame:
+    """Return the transactions of the month that is replayed, in time order."""
+    table = pd.read_parquet(months.file(options, months.replayed))
     return table.sort_values(TIME, kind="stable").reset_index(drop=True)
 
 
@@ -176,6 +216,16 @@ def changes(month: pd.DataFrame) -> Mapping[str, Change]:
 
 
 # ---------------------------------------------------------------- the service
+
+
+class Scored(Protocol):
+    """Scores rows and tells the status."""
+
+    def score(self, table: pd.DataFrame) -> Any:
+        """Score rows in one request and return the answer."""
+
+    def assess(self) -> str:
+        """Assess the guarantee now, and return the status."""
 
 
 class Client:
@@ -214,7 +264,7 @@ def service(bundle: Path) -> Iterator[Client]:
 
 
 def replay(
-    client: Client, table: pd.DataFrame, request_rows: int
+    client: Scored, table: pd.DataFrame, request_rows: int
 ) -> Iterator[tuple[int, Any, str]]:
     """Send rows in order; yield the rows so far, the answer and the status of each request."""
     status, assessed = client.assess(), 0
@@ -231,17 +281,18 @@ def replay(
 
 def measure_replay(client: Client, month: pd.DataFrame, plan: Replay) -> dict[str, float]:
     """Return the shares of answers with each status, and of normal rows that are flagged."""
-    return _measure_statuses(client, thinned(month, plan.daily_rows, seed=0), plan)
+    return measure_statuses(client, thinned(month, plan.daily_rows, seed=0), plan)
 
 
 def measure_population(client: Client, month: pd.DataFrame, plan: Population) -> dict[str, float]:
     """Return the same as `measure_replay` for the transactions of a few entities."""
     table = plan.of(month)
-    found = _measure_statuses(client, table, Replay(0, plan.request_rows))
+    found = measure_statuses(client, table, Replay(0, plan.request_rows))
     return {"daily_rows": len(table) / 31, **found}
 
 
-def _measure_statuses(client: Client, table: pd.DataFrame, plan: Replay) -> dict[str, float]:
+def measure_statuses(client: Scored, table: pd.DataFrame, plan: Replay) -> dict[str, float]:
+    """Return the shares of answers with each status, and of normal rows that are flagged."""
     days = (table[TIME] - table[TIME].iloc[0].normalize()).dt.days.to_numpy()
     table, days = table[days < plan.days], days[days < plan.days]
     statuses, flags = [], []
@@ -262,14 +313,15 @@ def measure_change(
     client: Client, month: pd.DataFrame, change: Change, daily_rows: int, seed: int
 ) -> dict[str, float]:
     """Return the number of rows and of hours after a change until the status says so."""
-    return _measure_delay(client, thinned(month, daily_rows, seed), change, daily_rows, seed)
+    return measure_delay(client, thinned(month, daily_rows, seed), change, daily_rows, seed)
 
 
-def _measure_delay(
-    client: Client, table: pd.DataFrame, change: Change, daily_rows: int, seed: int
+def measure_delay(
+    client: Scored, table: pd.DataFrame, change: Change, daily_rows: int, seed: int
 ) -> dict[str, float]:
+    """Return the number of rows and of hours after a change until the status says so."""
     rng = np.random.default_rng(seed)
-    start = FIRST_CHANGE + pd.Timedelta(days=seed)
+    start = table[TIME].iloc[0].normalize() + pd.Timedelta(days=FIRST_CHANGE_DAY + seed)
     before = table[table[TIME] < start].tail(ROWS_BEFORE)
     inside = (table[TIME] >= start) & (table[TIME] < start + pd.Timedelta(days=DAYS_AFTER))
     after = change(table[inside].reset_index(drop=True), rng)
@@ -343,7 +395,7 @@ def _run_population(
     for name, seed in product(put_in, range(streams)):
         if (name, population.title, seed) not in delays:
             with service(bundle) as client:
-                found = _measure_delay(client, table, put_in[name], daily_rows, seed)
+                found = measure_delay(client, table, put_in[name], daily_rows, seed)
             delays.add((name, population.title, seed), found)
 
 

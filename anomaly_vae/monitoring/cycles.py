@@ -71,9 +71,11 @@ TENSOR = "cycle/"
 """Prefix of the names of a cycle's tensors in a bundle."""
 TENSORS = ("hours", "weekdays", "dispersions", "within_hours", "priors")
 """Names of the arrays of a cycle."""
-SINCE, CONCENTRATIONS = f"{TENSOR}since", f"{TENSOR}concentrations"
-"""Names of the tensors of the time that ages begin at, and, in earlier bundles, of the
-concentration of each stream."""
+SINCE, DISPERSIONS, CONCENTRATIONS = (
+    TENSOR + name for name in ("since", "dispersions", "concentrations")
+)
+"""Names of the tensors of the time that ages begin at, of the dispersions, and of what earlier
+bundles have instead of both."""
 KINDS = 1 + len(MOVED_SLOPES)
 """Number of means whose dispersion is known: of the shares of bins, and of the score of each end of
 a column's values."""
@@ -122,6 +124,8 @@ class Cycle:
     """Members (2, M) of `PRIORS` for the hours and the weekdays of each stream."""
     since: float = 0.0
     """Time that ages begin at, in seconds since 1970."""
+    earlier: Floats | None = None
+    """Concentration (M,) of the days of each stream, if an earlier bundle has no dispersions."""
 
     def beside(self, other: Cycle) -> Cycle:
         """Return a cycle with the streams of both."""
@@ -130,9 +134,12 @@ class Cycle:
         return replace(self, **dict(zip(TENSORS, arrays, strict=True)))
 
     def tensors(self) -> dict[str, NDArray[np.generic]]:
-        """Return the arrays by tensor name, for the bundle."""
+        """Return the arrays by tensor name, for the bundle; an earlier one keeps its own."""
         arrays = {TENSOR + name: np.ascontiguousarray(getattr(self, name)) for name in TENSORS}
-        return arrays | {SINCE: np.array([self.since])}
+        if self.earlier is None:
+            return arrays | {SINCE: np.array([self.since])}
+        del arrays[DISPERSIONS]
+        return arrays | {CONCENTRATIONS: self.earlier}
 
     @classmethod
     def from_tensors(cls, column: str, tensors: Mapping[str, NDArray[np.generic]]) -> Self:
@@ -141,12 +148,12 @@ class Cycle:
         Raises:
             KeyError: a tensor is missing.
         """
-        if CONCENTRATIONS in tensors:
-            days = 1 / (1 + tensors[CONCENTRATIONS].astype(np.float64))
-            dispersions = np.tile(days[:, None] * (1, 0, 0), (KINDS, 1, 1))
-            tensors = {**tensors, f"{TENSOR}dispersions": dispersions, SINCE: np.zeros(1)}
+        earlier: Any = tensors.get(CONCENTRATIONS)
+        if earlier is not None:
+            dispersions = np.tile((1 / (1 + earlier))[:, None] * (1, 0, 0), (KINDS, 1, 1))
+            tensors = {**tensors, DISPERSIONS: dispersions, SINCE: np.zeros(1)}
         arrays: list[Any] = [tensors[TENSOR + name] for name in TENSORS]
-        return replace(cls(column, *arrays), since=float(tensors[SINCE][0]))
+        return replace(cls(column, *arrays), since=float(tensors[SINCE][0]), earlier=earlier)
 
     def shares(self, widths: Sequence[int]) -> Floats:
         """Return the expected share (`WEEK_CELLS`, width) of each bin at each time of the week."""

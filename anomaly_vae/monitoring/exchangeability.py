@@ -162,8 +162,9 @@ def fit_times(
         calibration: the threshold and the calibration scores.
         encoding: the encoding of the rows.
         reference: the reference to add to.
-        normal: the calibration rows, whose scores and flags are expected of later rows.
-        traffic: the calibration rows and the known anomalies of the period, whose columns are.
+        normal: the normal rows of the period, whose scores and flags are expected of later rows.
+            They include the calibration rows, and all others of their groups.
+        traffic: these and the known anomalies of the period, whose columns are expected.
     """
     if calibration.weights is not None or normal.timeline.n_days < MIN_DAYS:
         return reference
@@ -373,7 +374,7 @@ class Monitor:
         weights = times / times.sum(axis=1, keepdims=True)
         ages = recent[:, self._ages] / np.maximum(recent[:, ROWS], 1)
         found = self.reference.cycle.totals(times, ages, self.widths)
-        found = np.minimum(found, self._total)
+        found[:, :FIRST_COLUMN] = np.minimum(found[:, :FIRST_COLUMN], self._total)
         totals, trends = found.min(axis=0), found[1:, FIRST_COLUMN:]
         pairs = zip(self._shares, totals[..., None], strict=True)
         urns = [total * (weights @ shares) for shares, total in pairs]

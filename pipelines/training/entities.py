@@ -15,9 +15,9 @@ from anomaly_vae.config.data import TabularData
 from anomaly_vae.data.identifiers import seems_to_name_things
 from anomaly_vae.data.schema import TabularSchema
 from anomaly_vae.messages import listed
-from anomaly_vae.monitoring.cycles import Timeline
+from anomaly_vae.monitoring.cycles import MIN_DAYS, Timeline
 from anomaly_vae.monitoring.entities import MIN_ENTITIES, Bins, effective_number
-from anomaly_vae.monitoring.exchangeability import FIRST_COLUMN, Monitor, Reference
+from anomaly_vae.monitoring.exchangeability import Monitor
 from anomaly_vae.types import ColumnType
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.labels import column_codes
@@ -75,29 +75,19 @@ def describe_entities(monitor: Monitor, timeline: Timeline) -> str | None:
     return f"{text}; in {listed(unnoticed, most=SHOWN_COLUMNS)} only larger changes are"
 
 
-def describe_missing_entities(reference: Reference, timeline: Timeline) -> str | None:
-    """Say that rows of a day resemble each other though nothing names entities; None if they do not.
-
-    They do if the shares of a column vary between days by more than twice as much as they would by
-    chance.
+def describe_missing_entities(timeline: Timeline) -> str | None:
+    """Say that nothing names entities, whose drift is then not expected; None if something does.
 
     Args:
-        reference: what was learned of the calibration rows.
         timeline: times and entities of the calibration rows.
     """
-    if timeline.entities or not reference.cycle or not reference.columns:
-        return None
-    found = reference.cycle.concentrations(0)[0, FIRST_COLUMN:].tolist()
-    daily_rows = len(timeline.seconds) / timeline.n_days
-    pairs = zip(reference.columns, found, strict=True)
-    uneven = [column.name for column, total in pairs if total < daily_rows]
-    if not uneven:
+    if timeline.entities or timeline.n_days < MIN_DAYS:
         return None
     return (
-        f"monitoring: {listed(uneven, most=SHOWN_COLUMNS)} vary from day to day more than chance "
-        "explains, and no column names what rows may have in common, such as a customer, so that the "
-        "guarantee may become doubtful although nothing is wrong. If there is such a column, keep it "
-        "in the data and name it as evaluation.entity"
+        "monitoring: no column names what rows have in common, such as a customer or a machine. If "
+        "many rows are of few customers, values drift, and the guarantee may become doubtful "
+        "although nothing is wrong; keep such a column in the data and name it as "
+        "evaluation.entity, which the model does not read"
     )
 
 

@@ -455,6 +455,20 @@ def test_what_the_monitor_can_check_is_said(
     assert bundle.manifest["reference"].get("time") == (bundle.cycle and "TX_DATETIME")
 
 
+def test_all_rows_of_groups_tell_how_traffic_varies(flow: Config) -> None:
+    """One row of each terminal calibrates, but all of them are monitored."""
+    grouped = changed(flow, data__group="TERMINAL_ID", calibration__alpha=0.2)
+    data = load_dataset(grouped.data)
+    bundle = calibrate(grouped, train(grouped, data).model_uri, data).bundle
+    rows = data.assignment.rows(CALIBRATION)
+    assert len(data.calibration_rows) < len(rows)
+    assert bundle.cycle is not None
+    flags = slice(bundle.monitor.widths[0], sum(bundle.monitor.widths[:2]))
+    assert bundle.cycle.hours[:, flags].sum() == len(rows)
+    values = bundle.cycle.hours[:, flags.stop :].sum() / (len(bundle.monitor.widths) - 2)
+    assert values == len(rows) + len(data.assignment.calibration_anomalies)
+
+
 def test_without_a_time_column_nothing_is_said_about_times(
     flow: Config, trained: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,8 +15,6 @@ from pipelines.training.entities import (
     describe_missing_entities,
     entities_of,
 )
-from tests.support.timed import rows as timed_rows
-from tests.support.timed import timed_bundle, with_times
 
 ROWS = 2_000
 
@@ -117,25 +115,9 @@ def test_it_says_nothing_without_entities_or_tests_of_columns():
     assert describe_entities(*monitor_of(700.0)) is None
 
 
-def reference_of(days):
-    """Return what is learned of 200 rows of each day, whose mean differs between days, if at all."""
-    rng, bundle = np.random.default_rng(0), timed_bundle()
-    parts = [timed_rows(day, 200, day) for day in range(14)]
-    means = days * rng.normal(size=14)
-    parts = [
-        part.assign(other=part["other"] + mean) for part, mean in zip(parts, means, strict=True)
-    ]
-    table = pd.concat(parts, ignore_index=True)
-    seconds = pd.to_datetime(table["at"]).to_numpy().astype("datetime64[s]").astype(float)
-    return with_times(bundle, table).monitor.reference, Timeline("at", seconds, True)
-
-
-def test_days_that_differ_although_nothing_names_entities_are_told():
-    reference, timeline = reference_of(days=0.5)
-    text = describe_missing_entities(reference, timeline)
-    assert text.startswith("monitoring: 'other' vary from day to day more than chance")
-    assert "name it as evaluation.entity" in text
-    named = replace(timeline, entities={"customer": np.zeros(len(timeline.seconds), np.int64)})
-    assert describe_missing_entities(reference, named) is None
-    assert describe_missing_entities(*reference_of(days=0.0)) is None
-    assert describe_missing_entities(replace(reference, cycle=None), timeline) is None
+def test_it_is_said_if_nothing_names_entities():
+    _, timeline = monitor_of()
+    bare = replace(timeline, entities={})
+    assert "name it as evaluation.entity" in describe_missing_entities(bare)
+    assert describe_missing_entities(timeline) is None
+    assert describe_missing_entities(replace(bare, seconds=bare.seconds[:1])) is None
