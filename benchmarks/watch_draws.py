@@ -169,8 +169,6 @@ def _measure_draw(options: Options, month: pd.DataFrame, draw: Draw) -> dict[str
     folder, before = options.result_path(draw.folder).resolve(), JULY.file(options, JULY.trained)
     june = pd.read_parquet(before)
     everyone = np.unique(june[draw.column])
-    if draw.busy:
-        everyone = june[draw.column].value_counts().index[: 3 * BUSY].to_numpy()
     data = written(draw.of(june, everyone), folder / before.name)
     alpha = GROUPED_ALPHA if draw.design == "group" else None
     bundle = trained(folder, data, JULY, True, alpha)

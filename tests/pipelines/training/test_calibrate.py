@@ -455,9 +455,14 @@ def test_what_the_monitor_can_check_is_said(
     assert bundle.manifest["reference"].get("time") == (bundle.cycle and "TX_DATETIME")
 
 
-def test_all_rows_of_groups_tell_how_traffic_varies(flow: Config) -> None:
-    """One row of each terminal calibrates, but all of them are monitored."""
-    grouped = changed(flow, data__group="TERMINAL_ID", calibration__alpha=0.2)
+def test_all_rows_of_groups_tell_how_traffic_varies(flow: Config, place: Path) -> None:
+    """One row of each order calibrates, but all of them are monitored."""
+    table = pq.read_table(flow.data.path)
+    table = table.append_column("ORDER", pa.array(np.arange(len(table)) // 2))
+    pq.write_table(table, place / "orders.parquet")
+    path = str(place / "orders.parquet")
+    keys = {"data__group": "ORDER", "calibration__unusual_alpha": None}
+    grouped = changed(flow, data__path=path, **keys)
     data = load_dataset(grouped.data)
     bundle = calibrate(grouped, train(grouped, data).model_uri, data).bundle
     rows = data.assignment.rows(CALIBRATION)
