@@ -13,17 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
-from anomaly_vae.artifacts.bundle import load_bundle
-from anomaly_vae.monitoring.exchangeability import Window
 from benchmarks.common import Ledger, Options, environment, markdown_table
-from benchmarks.handbook import BASE_COLUMNS
 from benchmarks.watch import (
     ALARMS,
     CHANGE_RATES,
@@ -31,7 +26,7 @@ from benchmarks.watch import (
     DAILY_ROWS,
     JULY,
     TERMINAL,
-    TIME,
+    Counted,
     Replay,
     changes,
     load_month,
@@ -42,38 +37,13 @@ from benchmarks.watch import (
     written,
 )
 
-DRAWS, STREAMS, THINNED = 8, 7, 8
+DRAWS, STREAMS, THINNED = 4, 7, 8
 """Number of draws, of streams with a change for each draw, and of random parts of all payments."""
 GROUPED_ALPHA = 0.05
 """Alpha of models whose calibration has one row of each customer."""
 BUSY, BUSY_SHARE = 100, 0.85
 """Number of customers with most of the payments, and their share of them."""
 QUIET = tuple(Replay(*pair) for pair in ((DAILY_ROWS, 250), (2_000, 50), (500, 50), (100, 10)))
-
-
-class Counted:
-    """A model and a monitoring window, in place of the service."""
-
-    def __init__(self, bundle: Path) -> None:
-        self._bundle = load_bundle(bundle)
-        self._window = Window(self._bundle.monitor)
-        self._status = self.assess()
-
-    def score(self, table: pd.DataFrame) -> Any:
-        """Score and count rows, and return what an answer of the service has."""
-        scorer, monitor = self._bundle.scorer, self._bundle.monitor
-        rows = pa.Table.from_pandas(table[[TIME, *BASE_COLUMNS]], preserve_index=False)
-        batch = scorer.schema.from_arrow(rows)
-        x = scorer.encoding.encode(batch)
-        found = self._bundle.detector.detect_encoded(x)
-        self._window.add(monitor.count(found.score, found.is_anomaly, x, monitor.seconds(batch)))
-        results = [{"is_anomaly": flag} for flag in found.is_anomaly.tolist()]
-        return {"guarantee_status": self._status, "results": results}
-
-    def assess(self) -> str:
-        """Assess the guarantee, and return the status."""
-        self._status = self._bundle.monitor.report(self._window.blocks).status
-        return self._status
 
 
 @dataclass(frozen=True)
