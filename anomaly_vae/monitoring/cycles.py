@@ -93,6 +93,8 @@ class Timeline:
     """Whether the model reads the column, so that the times of scored rows are known, too."""
     entities: Mapping[str, Bins] = field(default_factory=dict)
     """Number (N,) of each row's entity, for each column that names entities."""
+    divided: str | None = None
+    """Column of entities that are in one split each, so that scored rows have others."""
 
     def first(self, count: int) -> Timeline:
         """Return the times of the first rows."""
@@ -281,7 +283,10 @@ class _Rows:
         days = np.unique(seconds // DAY, return_inverse=True)[1]
         cells = week_cells(seconds if timeline.is_read else np.full(len(seconds), np.nan))
         quarters = (seconds % DAY // QUARTER).astype(np.int64)
-        related = (EntityRows.of(part[order], seconds) for part in timeline.entities.values())
+        related = (
+            EntityRows.of(numbers[order], seconds, name == timeline.divided)
+            for name, numbers in timeline.entities.items()
+        )
         return cls(cells // WEEKDAYS, cells % WEEKDAYS, days, quarters, tuple(related))
 
     @property

@@ -17,6 +17,8 @@ for the shares of a day's bins, or its mean score:
 - Later they drift away by twice as much as the covariance still falls. It is taken to go on falling
   as fast as between the smaller and the larger half of the distances in calibration, but not below
   0. A covariance falls ever more slowly, so that this is cautious.
+- If scored rows are of other entities than the calibration rows, as those of `data.group` are, they
+  differ by twice the covariance between days from the first day on.
 
 Both are dispersions: 1 / (concentration + 1) of a Dirichlet distribution.
 """
@@ -86,14 +88,17 @@ class EntityRows:
     """Number (N,) of the period of each row."""
     lags: Floats
     """Distance in days (n, n) of each two of n periods."""
+    divided: bool = False
+    """Whether later rows have other entities, so that they drift as far as they ever do at once."""
 
     @classmethod
-    def of(cls, entities: Bins, seconds: Floats) -> Self:
+    def of(cls, entities: Bins, seconds: Floats, divided: bool = False) -> Self:
         """Prepare N rows.
 
         Args:
             entities: number (N,) of the entity of each row.
             seconds: times (N,) of the rows, which cover three or more days.
+            divided: whether later rows have other entities.
         """
         days = (seconds // DAY).astype(np.int64)
         days -= days.min()
@@ -102,7 +107,7 @@ class EntityRows:
         lags = np.abs(numbers[:, None] - numbers) * (n_days / len(numbers))
         related = np.flatnonzero(np.bincount(entities)[entities] > 1)
         renumbered = np.unique(entities[related], return_inverse=True)[1]
-        return cls(related, renumbered, days * len(numbers) // n_days, lags)
+        return cls(related, renumbered, days * len(numbers) // n_days, lags, divided)
 
     def dispersion(self, bins: Bins, width: int, rare: bool) -> Dispersion:
         """Return the dispersion of the shares of the bins (N,) of one stream.
@@ -132,9 +137,10 @@ class EntityRows:
         near_mask, far_mask = (lags > 0) & (lags <= half), lags > half
         fall = pairs.covariance(near_mask) - pairs.covariance(far_mask)
         rate = _bound(fall, sign) / (self.mean_lag(far_mask) - self.mean_lag(near_mask))
-        return Dispersion(
-            _bound(same - other, sign), 2 * max(rate, 0.0), 2 * max(float(other.sum()), 0.0)
-        )
+        days, limit = _bound(same - other, sign), 2 * max(float(other.sum()), 0.0)
+        if self.divided:
+            return Dispersion(days + limit)
+        return Dispersion(days, 2 * max(rate, 0.0), limit)
 
     @cached_property
     def n_pairs(self) -> Floats:

@@ -334,7 +334,7 @@ def _traffic(scorer: Scorer, data: Dataset, scored: ScoredRows, config: Config) 
     assert times is not None, "a data set with a time column has times"
     rows = np.concatenate([first, rest])
     entities = entities_of(data, config, rows)
-    timeline = Timeline(name, times[rows], name in data.batch.values, entities)
+    timeline = Timeline(name, times[rows], name in data.batch.values, entities, config.data.group)
     scores = np.concatenate([scored.scores, more.scores])
     return TimedRows(scores, np.concatenate([scored.x, more.x]), timeline)
 

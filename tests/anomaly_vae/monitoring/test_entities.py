@@ -103,6 +103,19 @@ def test_the_mean_of_a_score_drifts_as_much_as_it_does_later():
     assert 1 < np.mean(expected) / np.mean(squares) < 1.8
 
 
+def test_other_entities_differ_from_the_first_day_on():
+    """The squared difference of the mean of others' rows is as large as expected on average."""
+    squares, expected = [], []
+    for seed in range(100):
+        (entity, seconds, values), (*_, others) = traffic(40, seed), traffic(40, 1_000 + seed)
+        scores = values / math.sqrt(2)
+        squares.append((scores.mean() - others.mean() / math.sqrt(2)) ** 2)
+        found = EntityRows.of(entity, seconds, divided=True).dispersion_of_scores(scores)
+        assert found.rate == found.limit == 0
+        expected.append(found.days + 2 / len(scores))
+    assert 0.8 < np.mean(expected) / np.mean(squares) < 1.8
+
+
 def test_fewer_entities_drift_further():
     few, many = (drift(dispersion_of(entities, 2)) for entities in (50, 500))
     assert 5 < few / many < 20
