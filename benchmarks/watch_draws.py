@@ -37,7 +37,7 @@ from benchmarks.watch import (
     written,
 )
 
-DRAWS, STREAMS, THINNED = 4, 7, 8
+DRAWS, STREAMS, THINNED = 6, 7, 8
 """Number of draws, of streams with a change for each draw, and of random parts of all payments."""
 GROUPED_ALPHA = 0.05
 """Alpha of models whose calibration has one row of each customer."""
