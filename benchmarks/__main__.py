@@ -28,6 +28,7 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "unusual": ("mri", "pneumoniamnist.npz", "tiles", "fraud"),
     "sources": ("mri", "pneumoniamnist.npz", "tiles"),
     "watch": ("fraud",),
+    "watch_draws": ("fraud",),
     "sizes": (),
     "image_sizes": (),
     "pictures": ("mri", "pneumoniamnist.npz"),

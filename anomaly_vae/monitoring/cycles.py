@@ -15,7 +15,9 @@ The expected shares of an hour or a weekday are estimated from few rows, and sha
 an hour. A window within few hours therefore has a smaller concentration than a whole day.
 
 Rows of one entity, such as a customer, also resemble each other, and their values may drift for
-weeks: `entities` adds to the variation between days what follows from it.
+weeks: `entities` adds to the variation between days what follows from it, the more the older the
+calibration is. The mean of a *score* of a column's bins, which a trend is measured by, may vary
+further than its shares do on average, and is measured in the same way.
 
 The shares of an hour and of a weekday are shrunk towards those of all rows. How much is chosen for
 each stream from `PRIORS`: such that the rows of each day are most likely, given the other days.
@@ -25,9 +27,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import reduce
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +37,7 @@ from numpy.typing import NDArray
 from anomaly_vae.data.encoding import WEEKDAYS as WEEKDAY_NAMES
 from anomaly_vae.data.splitting import DAY
 from anomaly_vae.monitoring.entities import Bins, Dispersion, EntityRows
-from anomaly_vae.monitoring.martingale import Counts, Floats
+from anomaly_vae.monitoring.martingale import MOVED_SLOPES, Counts, Floats, densities
 
 Priors = tuple[float, float]
 
@@ -57,6 +59,8 @@ BLOCK_FACTORS = (1, 4, 16)
 """Lengths of blocks of rows, in blocks of the monitor; days are used in addition."""
 MIN_EXPECTED = 1.0
 """Minimum expected number of rows per bin; other bins of a block are merged."""
+MIN_SPREAD = 1e-6
+"""Smallest standard deviation of scores that is not rounded up."""
 MAX_CONCENTRATION = 1e6
 """Largest concentration, at which the variation between days is negligible."""
 MIN_CONCENTRATION = 1e-3
@@ -65,8 +69,18 @@ BISECTION_STEPS = 60
 """Number of bisection steps, each of which halves the interval of a logarithm."""
 TENSOR = "cycle/"
 """Prefix of the names of a cycle's tensors in a bundle."""
-TENSORS = ("hours", "weekdays", "concentrations", "within_hours", "priors")
+TENSORS = ("hours", "weekdays", "dispersions", "within_hours", "priors")
 """Names of the arrays of a cycle."""
+SINCE, DISPERSIONS, CONCENTRATIONS = (
+    TENSOR + name for name in ("since", "dispersions", "concentrations")
+)
+"""Names of the tensors of the time that ages begin at, of the dispersions, and of what earlier
+bundles have instead of both."""
+KINDS = 1 + len(MOVED_SLOPES)
+"""Number of means whose dispersion is known: of the shares of bins, and of the score of each end of
+a column's values."""
+USUAL_AGE, MAX_AGE = 30, 1000
+"""Days since calibration of rows whose time is unknown, and largest number that is told apart."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +93,8 @@ class Timeline:
     """Whether the model reads the column, so that the times of scored rows are known, too."""
     entities: Mapping[str, Bins] = field(default_factory=dict)
     """Number (N,) of each row's entity, for each column that names entities."""
+    divided: str | None = None
+    """Column of entities that are in one split each, so that scored rows have others."""
 
     def first(self, count: int) -> Timeline:
         """Return the times of the first rows."""
@@ -101,21 +117,31 @@ class Cycle:
     """Counts (`HOURS`, width) of rows per bin by hour; width is the number of bins in all."""
     weekdays: Counts
     """Counts (`WEEKDAYS`, width) of rows per bin by weekday."""
-    concentrations: Floats
-    """Concentration (M,) of the days of each stream."""
+    dispersions: Floats
+    """Dispersion (`KINDS`, M, 3) of each stream between days, how much is added on each day since
+    calibration, and how much at most."""
     within_hours: Floats
     """Concentration (M,) of the quarters of an hour of each stream."""
     priors: Floats
     """Members (2, M) of `PRIORS` for the hours and the weekdays of each stream."""
+    since: float = 0.0
+    """Time that ages begin at, in seconds since 1970."""
+    earlier: Floats | None = None
+    """Concentration (M,) of the days of each stream, if an earlier bundle has no dispersions."""
 
     def beside(self, other: Cycle) -> Cycle:
         """Return a cycle with the streams of both."""
         pairs = ((getattr(self, name), getattr(other, name)) for name in TENSORS)
-        return Cycle(self.column, *(np.hstack(pair) for pair in pairs))
+        arrays: list[Any] = [np.hstack(pair) for pair in pairs]
+        return replace(self, **dict(zip(TENSORS, arrays, strict=True)))
 
     def tensors(self) -> dict[str, NDArray[np.generic]]:
-        """Return the arrays by tensor name, for the bundle."""
-        return {TENSOR + name: np.ascontiguousarray(getattr(self, name)) for name in TENSORS}
+        """Return the arrays by tensor name, for the bundle; an earlier one keeps its own."""
+        arrays = {TENSOR + name: np.ascontiguousarray(getattr(self, name)) for name in TENSORS}
+        if self.earlier is None:
+            return arrays | {SINCE: np.array([self.since])}
+        del arrays[DISPERSIONS]
+        return arrays | {CONCENTRATIONS: self.earlier}
 
     @classmethod
     def from_tensors(cls, column: str, tensors: Mapping[str, NDArray[np.generic]]) -> Self:
@@ -124,7 +150,12 @@ class Cycle:
         Raises:
             KeyError: a tensor is missing.
         """
-        return cls(column, *(tensors[TENSOR + name] for name in TENSORS))  # type: ignore[arg-type]
+        earlier: Any = tensors.get(CONCENTRATIONS)
+        if earlier is not None:
+            dispersions = np.tile((1 / (1 + earlier))[:, None] * (1, 0, 0), (KINDS, 1, 1))
+            tensors = {**tensors, DISPERSIONS: dispersions, SINCE: np.zeros(1)}
+        arrays: list[Any] = [tensors[TENSOR + name] for name in TENSORS]
+        return replace(cls(column, *arrays), since=float(tensors[SINCE][0]), earlier=earlier)
 
     def shares(self, widths: Sequence[int]) -> Floats:
         """Return the expected share (`WEEK_CELLS`, width) of each bin at each time of the week."""
@@ -132,8 +163,31 @@ class Cycle:
         parts = zip(hours, weekdays, self.priors.T.tolist(), strict=True)
         return np.hstack([_profile(*part) for part in parts])
 
-    def totals(self, times: Counts, widths: Sequence[int]) -> Floats:
-        """Return the concentration (M, S) of the rows at times (S, `WEEK_CELLS`) in each stream.
+    def ages(self, seconds: Floats) -> Counts:
+        """Return the days (N,) since calibration of rows at times in seconds since 1970."""
+        days = np.clip((seconds - self.since) / DAY, 0, MAX_AGE)
+        return np.where(np.isfinite(days), days, USUAL_AGE).astype(np.int64)
+
+    def concentrations(self, age: float = USUAL_AGE) -> Floats:
+        """Return the concentration (`KINDS`, M) of whole days at this age in days."""
+        return self._concentration(self._of_days(np.array([age]))[..., 0])
+
+    def _of_days(self, ages: Floats) -> Floats:
+        """Return the dispersion (`KINDS`, M, S) between days, at ages (S,) in days."""
+        days, rate, limit = np.moveaxis(self.dispersions[..., None], 2, 0)
+        return np.asarray(days + np.minimum(rate * ages, limit))
+
+    @staticmethod
+    def _concentration(dispersion: Floats) -> Floats:
+        return np.asarray(np.maximum(1 / dispersion - 1, MIN_CONCENTRATION))
+
+    def totals(self, times: Counts, ages: Floats, widths: Sequence[int]) -> Floats:
+        """Return the concentration (`KINDS`, M, S) of the rows of S windows in each stream.
+
+        Args:
+            times: number of rows (S, `WEEK_CELLS`) at each time of the week.
+            ages: mean age (S,) of the rows in days.
+            widths: number of bins of each of the M streams.
 
         The variance of the expected shares adds to that of days: an hour's estimate is worth as
         many rows as it has, and its prior. Each hour counts by the square of its share of the rows.
@@ -142,12 +196,12 @@ class Cycle:
         hours, weekdays = (_squared_shares(weeks.sum(axis=axis)) for axis in (2, 1))
         bins = np.array(widths)
         dispersion = (
-            1 / (1 + self.concentrations)[:, None]
+            self._of_days(ages)
             + hours[:, :-1].sum(axis=1) / (1 + self.within_hours)[:, None]
             + self._errors(self.hours, widths, self.priors[0] * bins) @ hours.T
             + self._errors(self.weekdays, widths, self.priors[1] * bins) @ weekdays.T
         )
-        return np.asarray(np.maximum(1 / dispersion - 1, MIN_CONCENTRATION))
+        return self._concentration(dispersion)
 
     @staticmethod
     def _errors(counts: Counts, widths: Sequence[int], priors: Floats) -> Floats:
@@ -182,6 +236,7 @@ def fit_cycle(
     widths: Sequence[int],
     block_rows: int,
     rare: bool = False,
+    trends: bool = False,
 ) -> Cycle:
     """Learn the cycle of N calibration rows, which cover `MIN_DAYS` days or more.
 
@@ -192,11 +247,22 @@ def fit_cycle(
         block_rows: number of rows in a block of the monitor.
         rare: whether a bin has few rows, as flags have: variation between blocks then only counts
             as far as it exceeds chance by its standard deviation.
+        trends: whether the bins are those of columns, in which trends are looked for.
     """
     order = np.argsort(timeline.seconds, kind="stable")
     rows = _Rows.of(timeline, order)
     streams = (_Stream(rows, bins[order, i], width, rare) for i, width in enumerate(widths))
-    return reduce(Cycle.beside, (stream.cycle(timeline.column, block_rows) for stream in streams))
+    cycles = (stream.cycle(timeline.column, block_rows, trends) for stream in streams)
+    return replace(reduce(Cycle.beside, cycles), since=_since(timeline.seconds))
+
+
+def _since(seconds: Floats) -> float:
+    """Return the time that ages begin at: the mean time of rows, and their mean distance."""
+    days = seconds // DAY
+    counts = np.bincount((days - days.min()).astype(np.int64)).astype(np.float64)
+    numbers = np.arange(len(counts))
+    lags = np.abs(numbers[:, None] - numbers)
+    return float(seconds.mean() + DAY * (counts @ lags @ counts) / counts.sum() ** 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +283,10 @@ class _Rows:
         days = np.unique(seconds // DAY, return_inverse=True)[1]
         cells = week_cells(seconds if timeline.is_read else np.full(len(seconds), np.nan))
         quarters = (seconds % DAY // QUARTER).astype(np.int64)
-        related = (EntityRows.of(part[order], seconds) for part in timeline.entities.values())
+        related = (
+            EntityRows.of(numbers[order], seconds, name == timeline.divided)
+            for name, numbers in timeline.entities.items()
+        )
         return cls(cells // WEEKDAYS, cells % WEEKDAYS, days, quarters, tuple(related))
 
     @property
@@ -246,16 +315,19 @@ class _Stream:
         flat = np.ravel_multi_index((self.rows.days, times, self.bins), shape)
         return np.bincount(flat, minlength=math.prod(shape)).reshape(shape)
 
-    def cycle(self, column: str, block_rows: int) -> Cycle:
+    def cycle(self, column: str, block_rows: int, trends: bool) -> Cycle:
         """Return what is learned about this stream."""
         priors = self.priors()
-        between_days, within_hours = self.concentrations(block_rows, priors)
+        expected = self._expected_from_other_days(priors)
+        within = self._dispersion(self.rows.quarters, expected)
+        found = [self.dispersion(block_rows, expected)]
+        found += self._of_scores(found[0], expected) if trends else found * (KINDS - 1)
         return Cycle(
             column,
             self.hours.sum(axis=0),
             self.weekdays.sum(axis=0),
-            np.array([between_days]),
-            np.array([within_hours]),
+            np.array([[astuple(one)] for one in found]),
+            np.array([1 / within - 1]),
             np.array([priors]).T,
         )
 
@@ -269,20 +341,37 @@ class _Stream:
         expected = self._expected_from_other_days(priors)
         return float(np.log(np.take_along_axis(expected, self.bins[:, None], axis=1)).sum())
 
-    def concentrations(self, block_rows: int, priors: Priors) -> tuple[float, float]:
-        """Return the concentration of later days, and that within hours.
+    def dispersion(self, block_rows: int, expected: Floats) -> Dispersion:
+        """Return how the shares of bins vary, which are ``expected`` (N, width) of each row.
 
         The dispersion of a day is the largest of those of the lengths of blocks, and of the
-        entities; the drift of entities adds to it.
+        entities.
         """
-        expected = self._expected_from_other_days(priors)
         found = [self._dispersion(blocks, expected) for blocks in self.rows.blocks(block_rows)]
-        within = self._dispersion(self.rows.quarters, expected)
         entities = Dispersion.largest(
             rows.dispersion(self.bins, self.width, self.rare) for rows in self.rows.entities
         )
-        days = max(*found, 1 / (len(self.bins) + 2), entities.days)
-        return max(1 / (days + entities.drift) - 1, 0.0), 1 / within - 1
+        return replace(entities, days=max(*found, 1 / (len(self.bins) + 2), entities.days))
+
+    def _of_scores(self, shares: Dispersion, expected: Floats) -> list[Dispersion]:
+        """Return how the mean score of each end of the values varies, at least like the shares.
+
+        Means of days are one number each, so that their variation only counts as far as it exceeds
+        chance by its standard deviation.
+        """
+        usual = np.bincount(self.bins, minlength=self.width) + 0.5
+        return [self._of_score(end, shares, expected) for end in densities(usual / usual.sum())]
+
+    def _of_score(self, end: Floats, shares: Dispersion, expected: Floats) -> Dispersion:
+        scores = end[self.bins]
+        rest = (scores - expected @ end) / max(float(scores.std()), MIN_SPREAD)
+        entities = Dispersion.largest(
+            rows.dispersion_of_scores(rest) for rows in self.rows.entities
+        )
+        n = np.bincount(self.rows.days).astype(np.float64)
+        squares = np.bincount(self.rows.days, rest) ** 2 / n
+        between = _dispersion(squares, np.ones(len(n)), n, math.sqrt(2 * len(n)))
+        return replace(entities, days=max(between, shares.days, entities.days))
 
     def _expected_from_other_days(self, priors: Priors) -> Floats:
         """Return the expected share (N, width) of each bin, for each row."""

@@ -7,15 +7,18 @@ seen in two weeks of calibration rows as a whole, which are a single example of 
 entities, each of which is an example.
 
 The *likeness* of two rows is (1 / share of their bin − 1) / (bins − 1) if it is the same bin, else
-−1 / (bins − 1): 1 on average for equal rows, 0 for independent ones. The *covariance* at a distance
-in days is the sum of this over all pairs of rows of one entity at that distance, beyond what all
-rows of these days have in common, divided by the number of all pairs of rows. It follows for the
-shares of a day's bins:
+−1 / (bins − 1): 1 on average for equal rows, 0 for independent ones. If rows have a score instead,
+which is 0 on average and has the variance 1, it is the product of both. The *covariance* at a
+distance in days is the sum of this over all pairs of rows of one entity at that distance, beyond
+what all rows of these days have in common, divided by the number of all pairs of rows. It follows
+for the shares of a day's bins, or its mean score:
 
 - Within a day they vary by the covariance at distance 0, minus that between days.
-- In later weeks they drift away by twice as much as the covariance still falls. It is taken to go
-  on falling as fast as between the smaller and the larger half of the distances in calibration, for
-  `HORIZON_DAYS` but not below 0. A covariance falls ever more slowly, so that this is cautious.
+- Later they drift away by twice as much as the covariance still falls. It is taken to go on falling
+  as fast as between the smaller and the larger half of the distances in calibration, but not below
+  0. A covariance falls ever more slowly, so that this is cautious.
+- If scored rows are of other entities than the calibration rows, as those of `data.group` are, they
+  differ by twice the covariance between days from the first day on.
 
 Both are dispersions: 1 / (concentration + 1) of a Dirichlet distribution.
 """
@@ -24,7 +27,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -35,8 +39,6 @@ from anomaly_vae.monitoring.martingale import Floats
 
 Bins = NDArray[np.int64]
 
-HORIZON_DAYS = 60.0
-"""Days after the calibration period for which values of entities are expected to go on drifting."""
 MAX_PERIODS = 16
 """Maximum number of periods that the calibration days are divided into."""
 MIN_ENTITIES = 30.0
@@ -61,15 +63,17 @@ def effective_number(entities: Bins) -> float:
 class Dispersion:
     """Variation of shares between days that entities add, and their drift afterwards."""
 
-    days: float
-    drift: float
+    days: float = 0.0
+    rate: float = 0.0
+    """Drift on each day since calibration."""
+    limit: float = 0.0
+    """Largest drift."""
 
     @classmethod
     def largest(cls, found: Iterable[Dispersion]) -> Self:
         """Return the largest of each; 0 if there are none."""
-        found = list(found)
-        days, drift = ([getattr(one, name) for one in found] for name in ("days", "drift"))
-        return cls(max(days, default=0.0), max(drift, default=0.0))
+        found = [cls(), *found]
+        return cls(*(max(getattr(one, field.name) for one in found) for field in fields(cls)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,14 +88,17 @@ class EntityRows:
     """Number (N,) of the period of each row."""
     lags: Floats
     """Distance in days (n, n) of each two of n periods."""
+    divided: bool = False
+    """Whether later rows have other entities, so that they drift as far as they ever do at once."""
 
     @classmethod
-    def of(cls, entities: Bins, seconds: Floats) -> Self:
+    def of(cls, entities: Bins, seconds: Floats, divided: bool = False) -> Self:
         """Prepare N rows.
 
         Args:
             entities: number (N,) of the entity of each row.
             seconds: times (N,) of the rows, which cover three or more days.
+            divided: whether later rows have other entities.
         """
         days = (seconds // DAY).astype(np.int64)
         days -= days.min()
@@ -100,7 +107,7 @@ class EntityRows:
         lags = np.abs(numbers[:, None] - numbers) * (n_days / len(numbers))
         related = np.flatnonzero(np.bincount(entities)[entities] > 1)
         renumbered = np.unique(entities[related], return_inverse=True)[1]
-        return cls(related, renumbered, days * len(numbers) // n_days, lags)
+        return cls(related, renumbered, days * len(numbers) // n_days, lags, divided)
 
     def dispersion(self, bins: Bins, width: int, rare: bool) -> Dispersion:
         """Return the dispersion of the shares of the bins (N,) of one stream.
@@ -108,51 +115,82 @@ class EntityRows:
         What is estimated is uncertain by a standard deviation over entities, which is added. If
         bins are rare, it is subtracted instead.
         """
-        pairs = _Pairs(self, bins, width)
-        if not len(self.related) or pairs.n_bins < 2:
-            return Dispersion(0.0, 0.0)
-        lags, half, sign = self.lags, self.lags.max() / 2, -1 if rare else 1
+        shares = _count(bins, width) / len(bins)
+        weights = 1 / np.where(shares > 0, shares, np.inf)
+        n_bins = int(np.count_nonzero(shares))
+        if not len(self.related) or n_bins < 2:
+            return Dispersion()
+        return self._dispersion(
+            _Pairs(self, bins, np.ones(len(bins)), weights / (n_bins - 1)), -1 if rare else 1
+        )
+
+    def dispersion_of_scores(self, scores: Floats) -> Dispersion:
+        """Return the dispersion of the mean of scores (N,), whose variance is 1."""
+        if not len(self.related):
+            return Dispersion()
+        one = np.zeros(len(scores), np.int64)
+        return self._dispersion(_Pairs(self, one, scores, np.ones(1)), 1)
+
+    def _dispersion(self, pairs: _Pairs, sign: int) -> Dispersion:
+        lags, half = self.lags, self.lags.max() / 2
         same, other = pairs.covariance(lags == 0), pairs.covariance(lags > 0)
         near_mask, far_mask = (lags > 0) & (lags <= half), lags > half
         fall = pairs.covariance(near_mask) - pairs.covariance(far_mask)
-        rate = _bound(fall, sign) / (pairs.mean_lag(far_mask) - pairs.mean_lag(near_mask))
-        further = rate * (HORIZON_DAYS - pairs.mean_lag(lags > 0))
-        drift = max(min(further, float(other.sum())), 0.0)
-        return Dispersion(_bound(same - other, sign), 2 * drift)
+        rate = _bound(fall, sign) / (self.mean_lag(far_mask) - self.mean_lag(near_mask))
+        days, limit = _bound(same - other, sign), 2 * max(float(other.sum()), 0.0)
+        if self.divided:
+            return Dispersion(days + limit)
+        return Dispersion(days, 2 * max(rate, 0.0), limit)
+
+    @cached_property
+    def n_pairs(self) -> Floats:
+        """Number (n, n) of pairs of rows of each two periods."""
+        sizes = _count(self.periods, len(self.lags))
+        return np.asarray(np.outer(sizes, sizes) - np.diag(sizes))
+
+    def mean_lag(self, mask: NDArray[np.bool_]) -> float:
+        """Return the mean distance of all pairs of rows in pairs of periods (n, n), in days."""
+        return float(np.average(self.lags[mask], weights=self.n_pairs[mask] + 1e-9))
 
 
 class _Pairs:
-    """Pairs of rows by the periods of both, for the bins (N,) of one stream."""
+    """Pairs of rows by the periods of both.
 
-    def __init__(self, rows: EntityRows, bins: Bins, width: int) -> None:
-        self._lags, n = rows.lags, len(rows.lags)
-        totals = _count(rows.periods * width + bins, n * width).reshape(n, width)
-        sizes, shares = totals.sum(axis=1), totals.sum(axis=0) / len(bins)
-        weights = 1 / np.where(shares > 0, shares, np.inf)
-        self.n_bins = int(np.count_nonzero(shares))
-        self._all = np.outer(sizes, sizes) - np.diag(sizes)
+    Rows have a bin (N,) and an amount (N,). The likeness of two rows of one bin is the product of
+    their amounts and the weight of the bin; that of other pairs is 0.
+    """
+
+    def __init__(self, rows: EntityRows, bins: Bins, amounts: Floats, weights: Floats) -> None:
+        n, width = len(rows.lags), len(weights)
+        cells, size = rows.periods * width + bins, n * width
+        totals = np.bincount(cells, amounts, size).reshape(n, width)
+        sizes = _count(rows.periods, n)
+        self._n_pairs = rows.n_pairs
         self._usual = (totals * weights) @ totals.T / np.maximum(np.outer(sizes, sizes), 1)
-        cells = rows.entities * width + bins[rows.related]
-        units, numbers = np.unique(cells, return_inverse=True)
-        periods = rows.periods[rows.related]
+        amounts, periods = amounts[rows.related], rows.periods[rows.related]
+        unit = rows.entities * width + bins[rows.related]
+        units, numbers = np.unique(unit, return_inverse=True)
         self._n_entities = int(rows.entities.max(initial=-1)) + 1
-        self._by_bin = _count(numbers * n + periods, len(units) * n).reshape(-1, n)
-        self._by_entity = _count(rows.entities * n + periods, self._n_entities * n).reshape(-1, n)
         self._owners, self._weights = units // width, weights[units % width]
+        sums = np.bincount(numbers * n + periods, amounts, len(units) * n)
+        self._by_unit = np.asarray(sums.reshape(-1, n), np.float64)
+        counts = _count(rows.entities * n + periods, self._n_entities * n)
+        self._by_entity = counts.reshape(-1, n)
+        squares = np.bincount(numbers, amounts**2, len(units))
+        self._itself = self._by_owner(squares.astype(np.float64))
+
+    def _by_owner(self, parts: Floats) -> Floats:
+        """Return the sum (E,) over the units (U,) of each entity."""
+        return np.bincount(self._owners, self._weights * parts, self._n_entities).astype(np.float64)
 
     def covariance(self, mask: NDArray[np.bool_]) -> Floats:
         """Return each entity's part (E,) of the covariance, for pairs of periods (n, n)."""
-        alike = _squares(self._by_bin, mask * 1.0)
+        alike = self._by_owner(_squares(self._by_unit, mask * 1.0))
         usual = _squares(self._by_entity, mask * self._usual)
         if mask[0, 0]:  # no row is paired with itself
-            alike -= self._by_bin.sum(axis=1)
+            alike -= self._itself
             usual -= self._by_entity @ np.diag(self._usual)
-        found = np.bincount(self._owners, self._weights * alike, self._n_entities) - usual
-        return np.asarray(found / ((self.n_bins - 1) * max(self._all[mask].sum(), 1)))
-
-    def mean_lag(self, mask: NDArray[np.bool_]) -> float:
-        """Return the mean distance of all pairs of rows in these periods, in days."""
-        return float(np.average(self._lags[mask], weights=self._all[mask] + 1e-9))
+        return np.asarray((alike - usual) / max(self._n_pairs[mask].sum(), 1))
 
 
 def _count(positions: Bins, length: int) -> Floats:

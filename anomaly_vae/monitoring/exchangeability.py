@@ -66,8 +66,8 @@ DOUBT_LEVEL = 0.05
 """Maximum probability, at any moment, of a false report of doubtful; about 0.5% were measured."""
 BLOCKS = MAX_TESTS
 """Number of blocks per window; the oldest block is dropped when a new one begins."""
-COLUMN_TESTS = (1, 7, 15)
-"""Windows that columns are tested in: the newest 2, 8 and 16 blocks."""
+COLUMN_TESTS = (1, 4, 7, 15)
+"""Windows that columns are tested in: the newest 2, 5, 8 and 16 blocks."""
 BLOCK_FLAGS, BLOCK_ROWS = 2.5, (128, 4096)
 """Expected number of flags per block, and minimum and maximum number of its rows."""
 TELLING_RATIO = 10
@@ -162,21 +162,23 @@ def fit_times(
         calibration: the threshold and the calibration scores.
         encoding: the encoding of the rows.
         reference: the reference to add to.
-        normal: the calibration rows, whose scores and flags are expected of later rows.
-        traffic: the calibration rows and the known anomalies of the period, whose columns are.
+        normal: the normal rows of the period, whose scores and flags are expected of later rows.
+            They include the calibration rows, and all others of their groups.
+        traffic: these and the known anomalies of the period, whose columns are expected.
     """
     if calibration.weights is not None or normal.timeline.n_days < MIN_DAYS:
         return reference
     monitor = Monitor(calibration, encoding, reference)
 
-    def fit(rows: TimedRows, streams: slice, rare: bool = False) -> Cycle:
+    def fit(rows: TimedRows, streams: slice, **options: bool) -> Cycle:
         bins = monitor.bins(rows.scores, calibration.flags(rows.scores), rows.x)[:, streams]
-        return fit_cycle(rows.timeline, bins, monitor.widths[streams], monitor.block_rows, rare)
+        widths = monitor.widths[streams]
+        return fit_cycle(rows.timeline, bins, widths, monitor.block_rows, **options)
 
     p_values, flags, columns = slice(1), slice(1, FIRST_COLUMN), slice(FIRST_COLUMN, None)
     cycle = fit(normal, p_values).beside(fit(normal, flags, rare=True))
     if len(monitor.widths) > FIRST_COLUMN:
-        cycle = cycle.beside(fit(traffic, columns))
+        cycle = cycle.beside(fit(traffic, columns, trends=True))
     return replace(reference, cycle=cycle)
 
 
@@ -239,7 +241,8 @@ class Monitor:
         if reference.columns is not None:
             self._sketches = Sketches(encoding, reference.columns)
         self._first_week_cell = self._last_bin + self._n_columns * CELLS
-        self.cells = self._first_week_cell + (WEEK_CELLS if reference.cycle else 0)
+        self._ages = self._first_week_cell + WEEK_CELLS
+        self.cells = self._ages + 1 if reference.cycle else self._first_week_cell
         self.block_rows = int(np.clip(BLOCK_FLAGS / calibration.alpha, *BLOCK_ROWS))
 
     @property
@@ -252,7 +255,8 @@ class Monitor:
         cycle, columns = self.reference.cycle, self.reference.columns
         if not cycle or columns is None:
             return {}
-        rows = map(rows_until_noticed, cycle.concentrations[FIRST_COLUMN:].tolist())
+        totals = cycle.concentrations()[1:, FIRST_COLUMN:].min(axis=0)
+        rows = map(rows_until_noticed, totals.tolist())
         return dict(zip((column.name for column in columns), rows, strict=True))
 
     @property
@@ -303,8 +307,10 @@ class Monitor:
         if self._sketches and x is not None:
             counts[self._last_bin : self._first_week_cell] = self._sketches.count(x)
         if self.reference.cycle:
-            cells = week_cells(np.full(len(flags), np.nan) if seconds is None else seconds)
-            counts[self._first_week_cell :] = np.bincount(cells, minlength=WEEK_CELLS)
+            times = np.full(len(flags), np.nan) if seconds is None else seconds
+            cells = week_cells(times)
+            counts[self._ages] = self.reference.cycle.ages(times).sum()
+            counts[self._first_week_cell : self._ages] = np.bincount(cells, minlength=WEEK_CELLS)
         return counts
 
     @property
@@ -315,10 +321,10 @@ class Monitor:
     def report(self, blocks: Counts) -> Report:
         """Test the counts (S, cells) of a window's blocks, the newest block first."""
         recent = np.cumsum(blocks, axis=0)
-        expected, whole = self._expected(recent), recent[-1]
+        (expected, trends), whole = self._expected(recent), recent[-1]
         anomalies = max_anomalies(recent[:, ROWS], self.reference.anomaly_share)
         limits = self._limits(recent[:, ROWS], expected[1])
-        drift = self._drift(recent, expected[FIRST_COLUMN:])
+        drift = self._drift(recent, expected[FIRST_COLUMN:], trends)
         p_values = recent[:, FIRST_BIN : self._last_bin]
         martingale = _mean_log10(log10_martingale(p_values, expected[0], anomalies), drift)
         broken = bool((recent[:, FLAGGED] > limits).any())
@@ -354,21 +360,26 @@ class Monitor:
         shares = self.reference.cycle.shares(self.widths)
         return tuple(np.split(shares, np.cumsum(self.widths)[:-1], axis=1))
 
-    def _expected(self, recent: Counts) -> list[Floats]:
+    def _expected(self, recent: Counts) -> tuple[list[Floats], Floats]:
         """Return the urn (S, B) of p-values, of flags and of each column for S windows.
 
-        The total of an urn is its concentration. Columns are only tested given a cycle.
+        The total of an urn is its concentration. Columns are only tested given a cycle. The second
+        result is the concentration (K, F, S) of the score of either end of F columns.
         """
         if not self.reference.cycle:
             same = np.ones(len(recent))
-            return [self._urn, self._flag_urn(same, self._total * same)]
-        times = recent[:, self._first_week_cell :].copy()
+            return [self._urn, self._flag_urn(same, self._total * same)], np.empty(0)
+        times = recent[:, self._first_week_cell : self._ages].copy()
         times[:, -1] += times.sum(axis=1) == 0  # no rows are like rows of an unknown time
         weights = times / times.sum(axis=1, keepdims=True)
-        totals = np.minimum(self.reference.cycle.totals(times, self.widths), self._total)
+        ages = recent[:, self._ages] / np.maximum(recent[:, ROWS], 1)
+        found = self.reference.cycle.totals(times, ages, self.widths)
+        found[:, :FIRST_COLUMN] = np.minimum(found[:, :FIRST_COLUMN], self._total)
+        totals, trends = found.min(axis=0), found[1:, FIRST_COLUMN:]
         pairs = zip(self._shares, totals[..., None], strict=True)
         urns = [total * (weights @ shares) for shares, total in pairs]
-        return [urns[0], self._flag_urn(self._flag_ratio(urns[1]), totals[1]), *urns[2:]]
+        flags = self._flag_urn(self._flag_ratio(urns[1]), totals[1])
+        return [urns[0], flags, *urns[2:]], trends
 
     def _flag_ratio(self, urn: Floats) -> Floats:
         """Return the expected share (S,) of flags relative to that among the calibration rows."""
@@ -393,7 +404,9 @@ class Monitor:
         flags = max_flags(exact, float(urn[IS_FLAGGED]), float(urn.sum()), share)
         return max(math.ceil(flags * max(rows / MAX_EXACT_ROWS, 1.0)), min(rows, HARMLESS_FLAGS))
 
-    def _drift(self, recent: Counts, urns: list[Floats]) -> tuple[Drift, ...] | None:
+    def _drift(
+        self, recent: Counts, urns: list[Floats], trends: Floats
+    ) -> tuple[Drift, ...] | None:
         """Compare the columns with those of the calibration rows, and test them given a cycle."""
         if not self._sketches:
             return None
@@ -403,7 +416,8 @@ class Monitor:
             return drift
         tests = sorted({min(test, len(recent) - 1) for test in COLUMN_TESTS})
         by_column = np.stack(np.split(counts[tests], self._n_columns, axis=1))
-        logs = log10_martingales_of_columns(by_column, np.stack(urns)[:, tests]).tolist()
+        urn, totals = np.stack(urns)[:, tests], trends[..., tests]
+        logs = log10_martingales_of_columns(by_column, urn, totals).tolist()
         triples = zip(drift, logs, self.noticed_after.values(), strict=True)
         return tuple(
             replace(column, martingale_log10=log, noticed_after=rows)

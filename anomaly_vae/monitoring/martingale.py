@@ -45,13 +45,14 @@ MOVED_SHARES = (0.1, 0.4)
 """Shares of the rows that move towards one end of a column's values in a bet."""
 MOVED_SLOPES = (-5.0, 5.0)
 """Slopes of the logarithm of the density of moved rows, over all values of a column."""
-TREND_LEVEL = 0.005
-"""Probability under the null hypothesis that the bet on a trend wins in any of the columns."""
+TREND_LEVEL = 0.0125
+"""Probability under the null hypothesis that the bet on a trend wins in any of the columns. Trends
+have a quarter of the capital, so that a win alone pays the 20 at which a report is doubtful."""
 MIN_TREND_ROWS = 800.0
 """Minimum number of independent rows that a window has to be worth for the bet on a trend."""
-NOTICED_ROWS = 1_250
+NOTICED_ROWS = 1_000
 """Number of independent rows after which the bet on a trend usually wins if a tenth of the rows
-moved to one end of a column; 1,250 to 1,300 were measured on card transactions."""
+moved to one end of a column; 900 to 1,100 were measured on card transactions."""
 BISECTION_STEPS = 30
 """Number of bisection steps, each of which halves the interval."""
 STIRLING_SHIFT = 8
@@ -80,7 +81,9 @@ def log10_martingale(counts: Counts, urn: Floats, anomalies: Floats) -> float:
     return float(_log10_mean_ratio(without_most_extreme(counts, urn, bets, anomalies), urn, bets))
 
 
-def log10_martingales_of_columns(counts: Counts, urns: Floats) -> Floats:
+def log10_martingales_of_columns(
+    counts: Counts, urns: Floats, trend_totals: Floats | None = None
+) -> Floats:
     """Return log10 of the martingale of each of F columns, for the counts (F, S, B) of S windows.
 
     The bins of a column are in order, so the bets include that `MOVED_SHARES` of the rows moved
@@ -90,52 +93,55 @@ def log10_martingales_of_columns(counts: Counts, urns: Floats) -> Floats:
     Args:
         counts: rows per bin; the last bin is that of missing values.
         urns: initial content (F, S, B) of the urns.
+        trend_totals: total (K, F, S) of the urn that the trend towards each end is compared with,
+            those of ``urns`` if None.
     """
     totals = urns.sum(axis=2, keepdims=True)
     shares = urns / totals
-    densities = _densities(shares)
+    ends = densities(shares)
     smaller = np.array(COLUMN_CONCENTRATIONS)[:, None, None, None]
     wider = np.minimum(smaller, totals) * shares
-    moved = [totals * shares * (1 - moved + moved * densities) for moved in MOVED_SHARES]
+    moved = [totals * shares * (1 - moved + moved * ends) for moved in MOVED_SHARES]
     ratios = _log10_mean_ratio(counts, urns, np.concatenate([wider, *moved]))
     level = TREND_LEVEL / len(counts)
-    wins = _trend_p_values(counts, urns, densities) < level
+    if trend_totals is None:
+        trend_totals = np.broadcast_to(totals[..., 0], ends.shape[:-1])
+    wins = _trend_p_values(counts, shares, ends, trend_totals) < level
     won = np.where(wins, -math.log(level), -np.inf)
     return np.asarray((np.logaddexp(ratios * math.log(10), won) - math.log(2)) / math.log(10))
 
 
-def _densities(shares: Floats) -> Floats:
-    """Return the density (K, F, S, B) of rows that moved towards each end, for shares (F, S, B).
+def densities(shares: Floats) -> Floats:
+    """Return the density (K, …, B) of rows that moved towards each end, for shares (…, B).
 
     It is relative to that of all rows, and 1 on average.
     """
-    ranks = np.cumsum(shares, axis=2) - shares / 2 - 0.5
+    ranks = np.cumsum(shares, axis=-1) - shares / 2 - 0.5
     ranks[..., -1] = 0
-    ends = np.exp(np.array(MOVED_SLOPES)[:, None, None, None] * ranks)
+    ends = np.exp(np.multiply.outer(np.array(MOVED_SLOPES), ranks))
     ends[..., -1] = 1
-    return np.asarray(ends / (shares * ends).sum(axis=3, keepdims=True))
+    return np.asarray(ends / (shares * ends).sum(axis=-1, keepdims=True))
 
 
-def _trend_p_values(counts: Counts, urns: Floats, densities: Floats) -> Floats:
+def _trend_p_values(counts: Counts, shares: Floats, ends: Floats, totals: Floats) -> Floats:
     """Return the p-value (F,) of the hypothesis that no rows of a column moved to either end.
 
-    The sum of the densities (K, F, S, B) over all rows is compared with its distribution under the
-    urn (F, S, B): normal, corrected for its skewness (Cornish & Fisher 1938). Bonferroni's
-    correction is for K directions and S windows. Windows that are worth few rows are not tested.
+    The sum of the densities ``ends`` (K, F, S, B) over all rows is compared with its distribution
+    under urns with the expected shares (F, S, B) and these totals (K, F, S): normal, corrected for
+    its skewness (Cornish & Fisher 1938). Bonferroni's correction is for K directions and S windows.
+    Windows that are worth few rows are not tested.
     """
     n = np.maximum(counts.sum(axis=2), 1)  # a window without rows is not tested
-    total = urns.sum(axis=2)
-    shares = urns / total[..., None]
-    away = densities - 1
+    away = ends - 1
     variance = (shares * away**2).sum(axis=3)
     skewness = (shares * away**3).sum(axis=3) / np.maximum(variance, 1e-12) ** 1.5
-    worth = n * (total + 1) / (total + n)
+    worth = n * (totals + 1) / (totals + n)
     sums = (away * counts).sum(axis=3) / np.maximum(n * np.sqrt(variance / worth), 1e-12)
-    skewness *= (total + 2 * n) / ((total + 2) * np.sqrt(n * (total + n) / (total + 1)))
+    skewness *= (totals + 2 * n) / ((totals + 2) * np.sqrt(n * (totals + n) / (totals + 1)))
     z = sums - skewness * (sums**2 - 1) / 6
-    smallest = np.where(worth >= MIN_TREND_ROWS, z, -np.inf).max(axis=(0, 2))
-    tests = densities.shape[0] * np.maximum((worth >= MIN_TREND_ROWS).sum(axis=1), 1)
-    return np.asarray(tests * _upper_tail(smallest))
+    told = worth >= MIN_TREND_ROWS
+    smallest = np.where(told, z, -np.inf).max(axis=(0, 2))
+    return np.asarray(np.maximum(told.sum(axis=(0, 2)), 1) * _upper_tail(smallest))
 
 
 def _upper_tail(z: Floats) -> Floats:
@@ -146,8 +152,8 @@ def _upper_tail(z: Floats) -> Floats:
 def rows_until_noticed(concentration: float) -> int | None:
     """Return how many rows are worth `NOTICED_ROWS` independent ones; None if no number is.
 
-    >>> rows_until_noticed(1e6), rows_until_noticed(2_000.0), rows_until_noticed(1_000.0)
-    (1252, 3329, None)
+    >>> rows_until_noticed(1e6), rows_until_noticed(2_000.0), rows_until_noticed(900.0)
+    (1001, 1999, None)
     """
     spare = concentration + 1 - NOTICED_ROWS
     return math.ceil(NOTICED_ROWS * concentration / spare) if spare > 0 else None

@@ -33,7 +33,8 @@ UNNOTICED = (
 MAX_COLUMNS = 8
 """Maximum number of columns in the table, which lists those that drifted most."""
 MIN_PSI = 0.1
-"""Population stability index from which a column is listed; 0.25 is a shift (Siddiqi 2006)."""
+"""Population stability index from which a column is listed, unless there is evidence against a
+shift; 0.25 is a shift (Siddiqi 2006)."""
 MIN_EVIDENCE = 2.0
 """Evidence, as a power of ten, that the values of a column shifted, from which it is listed."""
 MIN_SHARE_CHANGE = 0.05
@@ -57,7 +58,7 @@ def show_guarantee(report: Report, kind: str) -> None:
         console.info(UNNOTICED.format(columns=listed(unnoticed)))
     rows = [drift for drift in report.columns or () if _stands_out(drift)]
     if rows:
-        rows.sort(key=lambda drift: -(drift.psi or 0.0))
+        rows.sort(key=lambda drift: (drift.martingale_log10 or 0.0, drift.psi or 0.0), reverse=True)
         header = ["column", "drift (PSI)", "missing", "calibration", "unseen", "calibration"]
         console.table("Columns that differ", header, [_line(drift) for drift in rows[:MAX_COLUMNS]])
 
@@ -68,10 +69,12 @@ def _notices(drift: Drift, rows: int) -> bool:
 
 
 def _stands_out(drift: Drift) -> bool:
+    """Return whether a column differs, beyond what the hours and weekdays of the rows explain."""
     unseen = (drift.unseen or 0.0) - (drift.reference_unseen or 0.0)
     change = max(abs(drift.missing - drift.reference_missing), abs(unseen))
-    shifted = (drift.martingale_log10 or 0.0) >= MIN_EVIDENCE
-    return shifted or (drift.psi or 0.0) >= MIN_PSI or change >= MIN_SHARE_CHANGE
+    evidence = drift.martingale_log10
+    drifted = (drift.psi or 0.0) >= MIN_PSI and (evidence is None or evidence > 0)
+    return drifted or (evidence or 0.0) >= MIN_EVIDENCE or change >= MIN_SHARE_CHANGE
 
 
 def _line(drift: Drift) -> list[object]:

@@ -183,14 +183,15 @@ def _report_policy_difference(frozen: FrozenTest, challenger: Version) -> None:
     """
     own = policy_of(challenger)
     changed = [
-        f"{key} {own.get(key, default)}"
+        f"{key} {json.dumps(own.get(key, default))}".replace('"', "")
         for key, default in _DEFAULTS.items()
         if own.get(key, default) != frozen.policy.get(key, default)
     ]
     if changed:
         console.info(
             f"the policy frozen with version {frozen.version} decides; version "
-            f"{challenger.version} was registered with another: {', '.join(changed)}"
+            f"{challenger.version} was registered with another, which a promotion by force puts in "
+            f"its place: {', '.join(changed)}"
         )
 
 

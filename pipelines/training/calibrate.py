@@ -71,7 +71,11 @@ from pipelines.reports.model_card import card_of
 from pipelines.reports.model_card_html import logged_plots, page
 from pipelines.reports.report import Reporter, ReportOptions, SeenRows, log, show
 from pipelines.training.calibration_sample import model_sample
-from pipelines.training.entities import describe_entities, entities_of
+from pipelines.training.entities import (
+    describe_entities,
+    describe_missing_entities,
+    entities_of,
+)
 from pipelines.training.image_groups import calibrate_groups
 from pipelines.training.train import inputs_digest, read_data
 
@@ -299,10 +303,12 @@ def _reference(
     if not data.time or not encoding.columns:
         return reference
     traffic = _traffic(trained.scorer, data, scored, config)
-    timed = traffic.first(len(scored.scores))
+    timed = traffic.first(len(data.assignment.rows(CALIBRATION)))
     console.info(describe_span(timed.timeline))
     reference = fit_times(chosen, encoding, reference, timed, traffic)
     if text := describe_entities(Monitor(chosen, encoding, reference), traffic.timeline):
+        console.info(text)
+    if text := describe_missing_entities(traffic.timeline):
         console.info(text)
     return reference
 
@@ -316,16 +322,21 @@ def _unusual_test(
 
 
 def _traffic(scorer: Scorer, data: Dataset, scored: ScoredRows, config: Config) -> TimedRows:
-    """Return the calibration rows and the known anomalies of their period, with their times."""
-    positions = data.assignment.calibration_anomalies
-    anomalies, name, times = scorer.scored(data.batch.take(positions)), data.time, data.rows.time
+    """Return the rows of the calibration period with their times, known anomalies last.
+
+    These are all rows of each group, and not one of each, as in `Dataset.calibration_rows`.
+    """
+    first, split = data.calibration_rows, data.assignment
+    others = np.setdiff1d(split.rows(CALIBRATION), first)
+    rest = np.concatenate([others, split.calibration_anomalies])
+    more, name, times = scorer.scored(data.batch.take(rest)), data.time, data.rows.time
     assert name is not None
     assert times is not None, "a data set with a time column has times"
-    rows = np.concatenate([data.calibration_rows, positions])
+    rows = np.concatenate([first, rest])
     entities = entities_of(data, config, rows)
-    timeline = Timeline(name, times[rows], name in data.batch.values, entities)
-    scores = np.concatenate([scored.scores, anomalies.scores])
-    return TimedRows(scores, np.concatenate([scored.x, anomalies.x]), timeline)
+    timeline = Timeline(name, times[rows], name in data.batch.values, entities, config.data.group)
+    scores = np.concatenate([scored.scores, more.scores])
+    return TimedRows(scores, np.concatenate([scored.x, more.x]), timeline)
 
 
 def _report(judged: Judged, data: Dataset, config: Config) -> EvaluationReport:

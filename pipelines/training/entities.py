@@ -15,7 +15,7 @@ from anomaly_vae.config.data import TabularData
 from anomaly_vae.data.identifiers import seems_to_name_things
 from anomaly_vae.data.schema import TabularSchema
 from anomaly_vae.messages import listed
-from anomaly_vae.monitoring.cycles import Timeline
+from anomaly_vae.monitoring.cycles import MIN_DAYS, Timeline
 from anomaly_vae.monitoring.entities import MIN_ENTITIES, Bins, effective_number
 from anomaly_vae.monitoring.exchangeability import Monitor
 from anomaly_vae.types import ColumnType
@@ -73,6 +73,22 @@ def describe_entities(monitor: Monitor, timeline: Timeline) -> str | None:
     if not unnoticed:
         return text
     return f"{text}; in {listed(unnoticed, most=SHOWN_COLUMNS)} only larger changes are"
+
+
+def describe_missing_entities(timeline: Timeline) -> str | None:
+    """Say that nothing names entities, whose drift is then not expected; None if something does.
+
+    Args:
+        timeline: times and entities of the calibration rows.
+    """
+    if timeline.entities or timeline.n_days < MIN_DAYS:
+        return None
+    return (
+        "monitoring: no column names what rows have in common, such as a customer or a machine. If "
+        "many rows are of few customers, values drift, and the guarantee may become doubtful "
+        "although nothing is wrong; keep such a column in the data and name it as "
+        "evaluation.entity, which the model does not read"
+    )
 
 
 def _named(config: Config) -> set[str]:

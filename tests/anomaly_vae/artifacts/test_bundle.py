@@ -521,6 +521,21 @@ def test_a_bundle_without_its_tensors_about_times_is_refused() -> None:
         from_files({**bundle.files, CALIBRATION: save_tensors(tensors)})
 
 
+def test_an_earlier_bundle_keeps_its_digest_and_is_monitored(tmp_path: Path) -> None:
+    """Earlier bundles have a concentration in place of dispersions that grow with the age."""
+    bundle = timed_bundle()
+    tensors = load_tensors(bundle.files[CALIBRATION])
+    (_, streams, _), _ = tensors.pop("cycle/dispersions").shape, tensors.pop("cycle/since")
+    tensors["cycle/concentrations"] = np.full(streams, 500.0)
+    files = {**bundle.files, CALIBRATION: save_tensors(tensors)}
+    earlier = from_files(files)
+    assert earlier.files == files
+    again = load_bundle(earlier.save(tmp_path / "bundle"), earlier.digest).monitor
+    assert again.noticed_after == {"amount": None, "other": None}
+    counts = again.empty_counts
+    assert again.report(counts[None]).status == "unknown"
+
+
 def test_a_calibration_keeps_the_open_session_and_opens_none(folder: Path) -> None:
     loaded = load_bundle(folder)
     assert loaded.calibration is not None

@@ -6,6 +6,9 @@ import pytest
 from anomaly_vae.data.splitting import DAY
 from anomaly_vae.monitoring.cycles import (
     HOURS,
+    KINDS,
+    MAX_AGE,
+    USUAL_AGE,
     WEEK_CELLS,
     WEEKDAYS,
     Cycle,
@@ -91,6 +94,12 @@ def test_an_unknown_time_has_the_shares_of_all_rows():
     np.testing.assert_allclose(shares, np.bincount(bins) / len(bins), atol=0.01)
 
 
+def concentration(cycle, kind=0, age=0.0):
+    """Return the concentration of the only stream."""
+    (found,) = cycle.concentrations(age)[kind]
+    return found
+
+
 @pytest.mark.parametrize("true", [30.0, 300.0])
 def test_the_concentration_of_days_is_found(true):
     rng = np.random.default_rng(3)
@@ -98,22 +107,21 @@ def test_the_concentration_of_days_is_found(true):
     for _ in range(8):
         seconds = times(28, 500, rng)
         days = rng.dirichlet(true * BINS, size=28)
-        found.append(fitted(seconds, drawn(np.repeat(days, 500, axis=0), rng)).concentrations[0])
+        found.append(concentration(fitted(seconds, drawn(np.repeat(days, 500, axis=0), rng))))
     assert true / 2 < np.median(found) < true * 1.3
 
 
 def test_independent_rows_have_a_large_concentration():
     rng = np.random.default_rng(4)
     seconds = times(14, 1000, rng)
-    (found,) = fitted(seconds, drawn(night_and_day(seconds), rng)).concentrations
-    assert found > 1000
+    assert concentration(fitted(seconds, drawn(night_and_day(seconds), rng))) > 1000
 
 
 def test_night_and_day_count_as_variation_if_the_model_reads_no_time():
     rng = np.random.default_rng(5)
     seconds = times(14, 1000, rng)
     bins = drawn(night_and_day(seconds), rng)
-    assert fitted(seconds, bins, is_read=False).concentrations[0] < 50
+    assert concentration(fitted(seconds, bins, is_read=False)) < 50
 
 
 def test_the_order_of_rows_does_not_matter():
@@ -122,7 +130,7 @@ def test_the_order_of_rows_does_not_matter():
     bins, order = drawn(night_and_day(seconds), rng), rng.permutation(len(seconds))
     ordered, shuffled = fitted(seconds, bins), fitted(seconds[order], bins[order])
     np.testing.assert_array_equal(ordered.hours, shuffled.hours)
-    assert ordered.concentrations == shuffled.concentrations
+    assert concentration(ordered) == concentration(shuffled)
 
 
 def test_it_comes_back_from_its_tensors():
@@ -131,8 +139,39 @@ def test_it_comes_back_from_its_tensors():
     cycle = fitted(seconds, drawn(night_and_day(seconds), rng))
     again = Cycle.from_tensors("at", cycle.tensors())
     np.testing.assert_array_equal(again.shares([3]), cycle.shares([3]))
+    np.testing.assert_array_equal(again.concentrations(9), cycle.concentrations(9))
+    assert again.since == cycle.since
     with pytest.raises(KeyError):
         Cycle.from_tensors("at", {})
+
+
+def test_a_bundle_of_an_earlier_version_has_one_concentration_at_every_age():
+    rng = np.random.default_rng(7)
+    seconds = times(5, 100, rng)
+    tensors = fitted(seconds, drawn(night_and_day(seconds), rng)).tensors()
+    del tensors["cycle/dispersions"], tensors["cycle/since"]
+    earlier = Cycle.from_tensors("at", {**tensors, "cycle/concentrations": np.array([99.0])})
+    for age in (0, 900):
+        np.testing.assert_allclose(earlier.concentrations(age), 99, rtol=1e-9)
+
+
+def test_ages_are_days_since_calibration():
+    seconds = times(14, 10, np.random.default_rng(8))
+    cycle = fitted(seconds, np.zeros(len(seconds), np.int64))
+    later = seconds.mean() + DAY * np.array([-9, 10, 100, 1e6, np.nan])
+    assert cycle.ages(later).tolist() == [0, 5, 95, MAX_AGE, USUAL_AGE]
+
+
+def test_the_score_of_an_end_may_vary_further_than_the_shares():
+    """On each day, another part of the rows is at the upper end; the other bins vary by chance."""
+    rng = np.random.default_rng(9)
+    seconds = times(28, 500, rng)
+    upper = rng.uniform(0.05, 0.35, 28)
+    shares = np.column_stack([*[(1 - upper) / 5] * 5, upper, 0 * upper])
+    bins = drawn(np.repeat(shares, 500, axis=0), rng)
+    timeline = Timeline("at", seconds, is_read=True)
+    cycle = fit_cycle(timeline, bins[:, None], [7], 500, trends=True)
+    assert concentration(cycle, kind=2) < concentration(cycle) / 1.5
 
 
 def test_a_column_that_is_constant_on_each_day_has_a_concentration():
@@ -141,7 +180,7 @@ def test_a_column_that_is_constant_on_each_day_has_a_concentration():
     cycle = fitted(seconds, np.where(seconds < MONDAY - DAY, 2, 0))
     for rows in (1, 100):
         counts = np.bincount(week_cells(np.full(rows, MONDAY)), minlength=WEEK_CELLS)
-        (total,) = cycle.totals(counts[None], [3])[0]
+        ((total,),) = cycle.totals(counts[None], np.zeros(1), [3])[0].T
         assert 0 < total < 2
 
 
@@ -162,14 +201,15 @@ def test_what_can_be_checked_is_said(days, is_read, told):
 
 def test_rows_of_a_window_that_are_all_alike_are_a_small_urn():
     """A column that the day decides, such as that of weekends, and few rows of each hour."""
-    widths, streams = (2,), np.ones(1)
+    widths = (2,)
     cycle = Cycle(
         "at", np.ones((HOURS, 2), np.int64), np.ones((WEEKDAYS, 2), np.int64),
-        concentrations=1e-6 * streams, within_hours=1e-6 * streams, priors=0.5 * np.ones((2, 1)),
+        dispersions=np.tile((1 - 1e-6, 0, 0), (KINDS, 1, 1)), within_hours=1e-6 * np.ones(1),
+        priors=0.5 * np.ones((2, 1)),
     )  # fmt: skip
     times = np.zeros((1, WEEK_CELLS), np.int64)
     times[0, 0] = 100
-    total = cycle.totals(times, widths)
+    total = cycle.totals(times, np.zeros(1), widths)[0]
     assert 0 < total[0, 0] < 1
     urns = total[..., None] * np.array([0.3, 0.7])
     found = log10_martingales_of_columns(np.array([[[0, 100]]]), urns)

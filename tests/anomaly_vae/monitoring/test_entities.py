@@ -33,6 +33,11 @@ def binned(values, scale):
     return np.searchsorted(scale * np.array([-1.15, -0.67, -0.32, 0, 0.32, 0.67, 1.15]), values)
 
 
+def drift(found, days=55):
+    """Return the drift after this number of days."""
+    return min(found.rate * days, found.limit)
+
+
 def dispersion_of(entities, seed, slow=1.0, fixed=1.0, rare=False):
     entity, seconds, values = traffic(entities, seed, slow=slow, fixed=fixed)
     bins = binned(values, math.hypot(slow, fixed))
@@ -54,21 +59,21 @@ def test_independent_rows_vary_no_further():
         rng.integers(0, BINS, len(values)), BINS, False
     )
     assert found.days < 2e-4
-    assert found.drift < 2e-4
+    assert found.limit < 2e-4
 
 
 def test_rows_without_entities_or_in_one_bin_tell_nothing():
     entity, seconds, values = traffic(20, 0)
     alone = EntityRows.of(np.arange(len(entity)), seconds)
-    assert alone.dispersion(binned(values, 1), BINS, False).drift == 0
+    assert alone.dispersion(binned(values, 1), BINS, False).limit == 0
     rows = EntityRows.of(entity, seconds)
-    assert rows.dispersion(np.full(len(entity), 3), BINS, False).drift == 0
+    assert rows.dispersion(np.full(len(entity), 3), BINS, False).limit == 0
 
 
 def test_values_that_stay_do_not_drift():
     """Entities differ, but each keeps its values, so that the shares of bins stay, too."""
-    assert dispersion_of(100, 1, slow=0).drift < 1e-3
-    assert dispersion_of(100, 1).drift > 5e-3
+    assert drift(dispersion_of(100, 1, slow=0)) < 1e-3
+    assert drift(dispersion_of(100, 1)) > 5e-3
 
 
 def test_the_drift_is_as_large_as_that_of_later_months():
@@ -81,12 +86,38 @@ def test_the_drift_is_as_large_as_that_of_later_months():
         before, after = (np.bincount(part, minlength=BINS) / len(part) for part in parts)
         squares.append(((after - before) ** 2).sum() / (1 - 1 / BINS))
         found = EntityRows.of(entity[early], seconds[early]).dispersion(bins[early], BINS, False)
-        expected.append(found.days + found.drift + sum(1 / len(part) for part in parts))
+        expected.append(found.days + drift(found) + sum(1 / len(part) for part in parts))
     assert 1 < np.mean(expected) / np.mean(squares) < 1.5
 
 
+def test_the_mean_of_a_score_drifts_as_much_as_it_does_later():
+    """The squared difference of the mean of a later day is as large as expected on average."""
+    squares, expected = [], []
+    for seed in range(100):
+        entity, seconds, values = traffic(40, seed, days=60)
+        scores, early = values / math.sqrt(2), seconds < DAYS * DAY
+        late = scores[seconds > 59 * DAY]
+        squares.append((scores[early].mean() - late.mean()) ** 2)
+        found = EntityRows.of(entity[early], seconds[early]).dispersion_of_scores(scores[early])
+        expected.append(found.days + drift(found) + 1 / early.sum() + 1 / len(late))
+    assert 1 < np.mean(expected) / np.mean(squares) < 1.8
+
+
+def test_other_entities_differ_from_the_first_day_on():
+    """The squared difference of the mean of others' rows is as large as expected on average."""
+    squares, expected = [], []
+    for seed in range(100):
+        (entity, seconds, values), (*_, others) = traffic(40, seed), traffic(40, 1_000 + seed)
+        scores = values / math.sqrt(2)
+        squares.append((scores.mean() - others.mean() / math.sqrt(2)) ** 2)
+        found = EntityRows.of(entity, seconds, divided=True).dispersion_of_scores(scores)
+        assert found.rate == found.limit == 0
+        expected.append(found.days + 2 / len(scores))
+    assert 0.8 < np.mean(expected) / np.mean(squares) < 1.8
+
+
 def test_fewer_entities_drift_further():
-    few, many = dispersion_of(50, 2).drift, dispersion_of(500, 2).drift
+    few, many = (drift(dispersion_of(entities, 2)) for entities in (50, 500))
     assert 5 < few / many < 20
 
 
@@ -95,7 +126,8 @@ def test_rare_bins_vary_only_beyond_chance():
     entity, seconds, _ = traffic(100, 3)
     flags = ((entity == 7) & (seconds < 3 * DAY)).astype(int)
     rows = EntityRows.of(entity, seconds)
-    assert rows.dispersion(flags, 2, True).drift < 1e-3 < rows.dispersion(flags, 2, False).drift
+    rare, usual = (drift(rows.dispersion(flags, 2, rare)) for rare in (True, False))
+    assert rare < 1e-3 < usual
 
 
 def test_gaps_in_the_calibration_days_count_as_time():
@@ -104,7 +136,7 @@ def test_gaps_in_the_calibration_days_count_as_time():
     bins = binned(values, math.sqrt(2))
     rows = EntityRows.of(entity[kept], seconds[kept])
     assert rows.lags.max() == 13
-    assert rows.dispersion(bins[kept], BINS, False).drift > 1e-3
+    assert drift(rows.dispersion(bins[kept], BINS, False)) > 1e-3
 
 
 def test_many_days_are_joined():
@@ -119,7 +151,7 @@ def test_what_is_expected_of_days_includes_the_drift_of_entities():
 
     def concentration(entities):
         timeline = Timeline("at", seconds, True, entities)
-        return fit_cycle(timeline, bins, [BINS], 250).concentrations[0]
+        return fit_cycle(timeline, bins, [BINS], 250).concentrations(60)[0, 0]
 
     plain, unique = concentration({}), concentration({"row": np.arange(len(entity))})
     both = concentration({"row": np.arange(len(entity)), "customer": entity})

@@ -14,6 +14,7 @@ from anomaly_vae.calibration.sample import CalibrationSample
 from anomaly_vae.calibration.thresholds import choose_threshold
 from anomaly_vae.config.calibration import CalibrationConfig
 from anomaly_vae.evaluation.metrics import max_fpr_under_guarantee
+from anomaly_vae.monitoring.cycles import KINDS
 from anomaly_vae.monitoring.exchangeability import (
     BLOCKS,
     FIRST_BIN,
@@ -362,7 +363,7 @@ def test_values_of_few_customers_drift_without_being_a_shift():
 def test_columns_say_after_how_many_rows_a_change_is_noticed():
     bundle, table = timed_bundle(), slow_rows(60, 0, 14, 1)
     report = counted(bundle.monitor, bundle, timed_rows(1, 600, 1))
-    assert all(1_250 <= column.noticed_after < 5_000 for column in report.columns)
+    assert all(1_000 <= column.noticed_after < 5_000 for column in report.columns)
     noticed = with_times(bundle, table, "customer").monitor.noticed_after
     assert noticed["amount"] is None
     assert noticed["other"] < 3_000
@@ -386,7 +387,8 @@ def test_an_unknown_guarantee_lacks_rows_if_more_of_them_would_tell():
 def test_an_unknown_guarantee_lacks_calibration_if_no_number_of_rows_would_tell():
     """Flags of other days say nothing of the next one if all come on one day."""
     monitor, calibration = monitor_of(4000, 0.01)
-    few = replace(timed_bundle().monitor.reference.cycle, concentrations=np.full(2, 5.0))
+    days = np.tile((1 / 6, 0, 0), (KINDS, 2, 1))
+    few = replace(timed_bundle().monitor.reference.cycle, dispersions=days)
     widths = monitor.widths
     hours, weekdays = (np.ones((n, sum(widths)), np.int64) * 100 for n in (25, 8))
     few = replace(few, hours=hours, weekdays=weekdays, within_hours=np.full(2, 1e6))

@@ -37,3 +37,17 @@ def test_columns_in_which_changes_are_not_noticed_are_named(capsys):
     assert "a change of a tenth of the rows would not be noticed in 'slow', 'slower', whose" in text
     assert "usual" not in text
     assert "untested" not in text
+
+
+def test_columns_whose_hours_explain_their_drift_are_not_listed(capsys):
+    """All rows of a batch may be of one evening; the evidence, unlike the drift, knows that."""
+    columns = (
+        Drift("night", 0.9, 0.0, 0.0, None, None, -0.2, 1_400),
+        Drift("drifted", 0.3, 0.0, 0.0, None, None, None, None),
+        Drift("amount", 0.2, 0.0, 0.0, None, None, 21.0, 1_400),
+        Drift("lost", 0.0, 0.5, 0.0, None, None, -0.2, 1_400),
+    )
+    show_guarantee(Report("doubtful", 4_000, 40, 80, 20.0, columns), "tabular")
+    text = capsys.readouterr().err
+    assert text.index("amount") < text.index("drifted") < text.index("lost")
+    assert "night" not in text

@@ -455,6 +455,25 @@ def test_what_the_monitor_can_check_is_said(
     assert bundle.manifest["reference"].get("time") == (bundle.cycle and "TX_DATETIME")
 
 
+def test_all_rows_of_groups_tell_how_traffic_varies(flow: Config, place: Path) -> None:
+    """One row of each order calibrates, but all of them are monitored."""
+    table = pq.read_table(flow.data.path)
+    table = table.append_column("ORDER", pa.array(np.arange(len(table)) // 2))
+    pq.write_table(table, place / "orders.parquet")
+    path = str(place / "orders.parquet")
+    keys = {"data__group": "ORDER", "calibration__unusual_alpha": None}
+    grouped = changed(flow, data__path=path, **keys)
+    data = load_dataset(grouped.data)
+    bundle = calibrate(grouped, train(grouped, data).model_uri, data).bundle
+    rows = data.assignment.rows(CALIBRATION)
+    assert len(data.calibration_rows) < len(rows)
+    assert bundle.cycle is not None
+    flags = slice(bundle.monitor.widths[0], sum(bundle.monitor.widths[:2]))
+    assert bundle.cycle.hours[:, flags].sum() == len(rows)
+    values = bundle.cycle.hours[:, flags.stop :].sum() / (len(bundle.monitor.widths) - 2)
+    assert values == len(rows) + len(data.assignment.calibration_anomalies)
+
+
 def test_without_a_time_column_nothing_is_said_about_times(
     flow: Config, trained: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,6 @@
 """Which columns name entities, and what is said about them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,11 @@ from anomaly_vae.config import validate_config
 from anomaly_vae.monitoring.cycles import Timeline
 from anomaly_vae.monitoring.martingale import rows_until_noticed
 from pipelines.datasets.tables import load_table
-from pipelines.training.entities import describe_entities, entities_of
+from pipelines.training.entities import (
+    describe_entities,
+    describe_missing_entities,
+    entities_of,
+)
 
 ROWS = 2_000
 
@@ -98,9 +102,9 @@ def monitor_of(*concentrations):
 
 
 def test_it_says_after_how_many_rows_and_days_a_change_is_noticed():
-    text = describe_entities(*monitor_of(1e6, 5_000.0, 1_800.0))
+    text = describe_entities(*monitor_of(1e6, 5_000.0, 1_300.0))
     assert "rows of one 'customer' resemble each other" in text
-    assert "after 1,252 to 1,667 rows, 1.3 to 1.7 days of such rows; in 'c' only larger" in text
+    assert "after 1,001 to 1,250 rows, 1 to 1.2 days of such rows; in 'c' only larger" in text
     assert "only larger" not in describe_entities(*monitor_of(1e6, 5_000.0))
 
 
@@ -109,3 +113,11 @@ def test_it_says_nothing_without_entities_or_tests_of_columns():
     assert describe_entities(monitor, Timeline("at", timeline.seconds, True)) is None
     assert describe_entities(*monitor_of()) is None
     assert describe_entities(*monitor_of(700.0)) is None
+
+
+def test_it_is_said_if_nothing_names_entities():
+    _, timeline = monitor_of()
+    bare = replace(timeline, entities={})
+    assert "name it as evaluation.entity" in describe_missing_entities(bare)
+    assert describe_missing_entities(timeline) is None
+    assert describe_missing_entities(replace(bare, seconds=bare.seconds[:1])) is None
