@@ -75,7 +75,8 @@ def describe_entities(monitor: Monitor, timeline: Timeline) -> str | None:
     unnoticed = [name for name, count in noticed.items() if count not in rows]
     text = (
         f"{alike}, so many rows may say little. If a tenth of the rows change in a column, it is "
-        f"usually noticed after {' to '.join(f'{n:,}' for n in ends)} rows, {days} days of such rows"
+        f"usually noticed after {' to '.join(f'{n:,}' for n in ends)} rows, {days} days of such "
+        "rows"
     )
     if not unnoticed:
         return text
