@@ -30,12 +30,12 @@ import pyarrow as pa
 
 from anomaly_vae.artifacts.bundle import load_bundle
 from anomaly_vae.config import Config, validate_config
-from anomaly_vae.monitoring.exchangeability import Window
 from benchmarks.common import Ledger, Options, environment, markdown_table
 from benchmarks.handbook import BASE_COLUMNS
 from benchmarks.serving import RegisteredModels, Server, running
 from pipelines.training.calibrate import calibrate
 from pipelines.training.train import train
+from serving.observability.guarantee import GuaranteeTracker
 
 TIME, LABEL, CUSTOMER, TERMINAL = "TX_DATETIME", "TX_FRAUD", "CUSTOMER_ID", "TERMINAL_ID"
 DAILY_ROWS = 9_567
@@ -256,28 +256,26 @@ class Client:
 
 
 class Counted:
-    """A model and a monitoring window, in place of the service."""
+    """A model and the service's tracker of its guarantee, in place of the service."""
 
     def __init__(self, bundle: Path) -> None:
         self._bundle = load_bundle(bundle)
-        self._window = Window(self._bundle.monitor)
-        self._status = self.assess()
+        self._tracker = GuaranteeTracker(self._bundle.monitor)
 
     def score(self, table: pd.DataFrame) -> Any:
         """Score and count rows, and return what an answer of the service has."""
-        scorer, monitor = self._bundle.scorer, self._bundle.monitor
+        scorer = self._bundle.scorer
         rows = pa.Table.from_pandas(table[[TIME, *BASE_COLUMNS]], preserve_index=False)
         batch = scorer.schema.from_arrow(rows)
         x = scorer.encoding.encode(batch)
         found = self._bundle.detector.detect_encoded(x)
-        self._window.add(monitor.count(found.score, found.is_anomaly, x, monitor.seconds(batch)))
+        self._tracker.observe(found, x, batch)
         results = [{"is_anomaly": flag} for flag in found.is_anomaly.tolist()]
-        return {"guarantee_status": self._status, "results": results}
+        return {"guarantee_status": self._tracker.status, "results": results}
 
     def assess(self) -> str:
         """Assess the guarantee, and return the status."""
-        self._status = self._bundle.monitor.report(self._window.blocks).status
-        return self._status
+        return self._tracker.report().status
 
 
 @contextmanager

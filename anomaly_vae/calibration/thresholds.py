@@ -140,8 +140,9 @@ def level_sizes(sample: CalibrationSample) -> dict[str, int]:
 
 def _add_figures(chosen: Calibration, figures: Mapping[str, Any], note: str = "") -> Calibration:
     """Return a copy with more figures and one more note."""
-    notes = [text for text in (chosen.figures.get("note"), note) if text]
-    joined = {"note": "; ".join(notes)} if notes else {}
+    first = chosen.figures.get("note", "")
+    text = f"{first}. {note[0].upper()}{note[1:]}" if first and note else first or note
+    joined = {"note": text} if text else {}
     return replace(chosen, figures={**chosen.figures, **figures, **joined})
 
 

@@ -60,15 +60,23 @@ def describe_entities(monitor: Monitor, timeline: Timeline) -> str | None:
     """
     noticed, longest = monitor.noticed_after, monitor.window_rows
     rows = [count for count in noticed.values() if count is not None and count <= longest]
-    if not timeline.entities or not rows:
+    if not timeline.entities or not noticed:
         return None
+    alike = (
+        f"monitoring: rows of one {' or '.join(map(repr, timeline.entities))} resemble each other"
+    )
+    if not rows:
+        return (
+            f"{alike} so much that a change of a tenth of the rows is usually not noticed in any "
+            f"column within {longest:,} rows; larger ones are"
+        )
     ends = sorted({min(rows), max(rows)})
     days = " to ".join(f"{n * timeline.n_days / len(timeline.seconds):.2g}" for n in ends)
     unnoticed = [name for name, count in noticed.items() if count not in rows]
     text = (
-        f"monitoring: rows of one {' or '.join(map(repr, timeline.entities))} resemble each other, "
-        "so many rows may say little. If a tenth of the rows change in a column, it is usually "
-        f"noticed after {' to '.join(f'{n:,}' for n in ends)} rows, {days} days of such rows"
+        f"{alike}, so many rows may say little. If a tenth of the rows change in a column, it is "
+        f"usually noticed after {' to '.join(f'{n:,}' for n in ends)} rows, {days} days of such "
+        "rows"
     )
     if not unnoticed:
         return text
@@ -86,8 +94,8 @@ def describe_missing_entities(timeline: Timeline) -> str | None:
     return (
         "monitoring: no column names what rows have in common, such as a customer or a machine. If "
         "many rows are of few customers, values drift, and the guarantee may become doubtful "
-        "although nothing is wrong; keep such a column in the data and name it as "
-        "evaluation.entity, which the model does not read"
+        "although nothing is wrong; keep such a column in the data, in data.ignore if the model "
+        "should not read it, and name it as evaluation.entity"
     )
 
 

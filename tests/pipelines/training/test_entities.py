@@ -112,12 +112,16 @@ def test_it_says_nothing_without_entities_or_tests_of_columns():
     monitor, timeline = monitor_of(1e6)
     assert describe_entities(monitor, Timeline("at", timeline.seconds, True)) is None
     assert describe_entities(*monitor_of()) is None
-    assert describe_entities(*monitor_of(700.0)) is None
+
+
+def test_it_says_that_only_larger_changes_are_noticed_in_any_column():
+    text = describe_entities(*monitor_of(700.0))
+    assert "not noticed in any column within 4,000 rows; larger ones are" in text
 
 
 def test_it_is_said_if_nothing_names_entities():
     _, timeline = monitor_of()
     bare = replace(timeline, entities={})
-    assert "name it as evaluation.entity" in describe_missing_entities(bare)
+    assert "and name it as evaluation.entity" in describe_missing_entities(bare)
     assert describe_missing_entities(timeline) is None
     assert describe_missing_entities(replace(bare, seconds=bare.seconds[:1])) is None
