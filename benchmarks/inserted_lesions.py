@@ -24,13 +24,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.fft import dstn, idstn
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, maximum_filter
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F
 
 from anomaly_vae.config.training import AugmentationConfig
-from anomaly_vae.export.image_scores import EXCEEDING, GAIN, LEVEL_QUANTILE, RELATIVE, SMOOTHING
+from anomaly_vae.export.image_scores import (
+    EXCEEDING,
+    GAIN,
+    LEVEL_QUANTILE,
+    REACH,
+    RELATIVE,
+    SMOOTHING,
+    SYMMETRY,
+)
 from anomaly_vae.images.encoding import IMAGE, ImageEncoding, ImageLayout
 from anomaly_vae.images.heatmaps import smoothed
 from anomaly_vae.images.schema import image_batch
@@ -271,6 +279,10 @@ class Score:
     """Standard deviation of the blur, in pixels."""
     relative: float = RELATIVE
     """Share that is subtracted of the log-odds that a twentieth of the pixels exceed."""
+    symmetry: float = SYMMETRY
+    """Share that is subtracted of what exceeds it at the opposite place of the mirror image."""
+    reach: float = REACH
+    """Distance within which that place may be, as a fraction of the side."""
     gain: float = GAIN
     """Steepness above the level."""
     highest: int = 0
@@ -281,7 +293,10 @@ class Score:
         maps = log_odds.mean(1) if self.mirror else log_odds[:, 0]
         maps = gaussian_filter(maps, (0, self.smoothing, self.smoothing))
         usual = np.quantile(maps, 1 - EXCEEDING, axis=(1, 2), keepdims=True)
-        return np.asarray(maps - self.relative * usual)
+        side = 2 * round(self.reach * maps.shape[-1]) + 1
+        opposite = maximum_filter(maps[:, :, ::-1], (1, side, side))
+        excess = np.maximum(opposite - usual, 0)
+        return np.asarray(maps - self.relative * usual - self.symmetry * excess)
 
     def heat(self, maps: Floats, level: float) -> Floats:
         """Return the share of each pixel in the score, (N, S, S)."""
@@ -297,6 +312,11 @@ class Score:
 SCORES: dict[str, Score] = {
     "as it is": Score(),
     "without the mirror image": Score(mirror=False),
+    "opposite place not compared": Score(symmetry=0.0),
+    "half of its excess subtracted": Score(symmetry=SYMMETRY / 2),
+    "twice of it subtracted": Score(symmetry=2 * SYMMETRY),
+    "opposite place exact": Score(reach=0.0),
+    "opposite place within twice the distance": Score(reach=2 * REACH),
     "steepness 1": Score(gain=1.0),
     "steepness 4": Score(gain=4.0),
     "nothing subtracted": Score(relative=0.0),

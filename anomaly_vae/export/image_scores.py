@@ -13,7 +13,9 @@ normal images, and is then not in nats. The localization score (type "contaminat
 log-probability that no pixel is anomalous, Σ softplus(2 (ℓ − level)). Here ℓ are the log-odds of
 the localization head, averaged over the image and its mirror image and smoothed by one pixel, less
 a share of what a twentieth of the image's pixels exceed: in an image that looks odd everywhere, a
-place has to stand out more. Three pixels in a thousand of held-out normal images exceed the level.
+place has to stand out more. If the opposite place of the mirror image exceeds it, too, a share of
+that excess is subtracted as well: normal anatomy that looks odd is often on both sides, and a
+lesion on one. Three pixels in a thousand of held-out normal images exceed the level.
 
 If only some pixels count, the others, which are marked in x, add nothing to the score.
 """
@@ -40,6 +42,9 @@ GAIN, LEVEL_QUANTILE = 2.0, 0.997
 RELATIVE, EXCEEDING = 0.7, 0.05
 """Share that is subtracted of the log-odds that a share of the image's pixels exceed, and this
 second share."""
+SYMMETRY, REACH = 0.4, 1 / 32
+"""Share that is subtracted of the excess at the opposite place of the mirror image, and maximum
+distance from that place, as a fraction of the image's side."""
 MIN_SCALE_SHARE = 0.1
 """Fraction of the overall standard deviation that is added to that of each pixel, so that no
 divisor is 0."""
@@ -56,6 +61,7 @@ class ImageScore(nn.Module):
     center: Tensor
     scale: Tensor
     level: Tensor
+    symmetry: Tensor
     kl_center: Tensor
     kl_scale: Tensor
 
@@ -69,6 +75,8 @@ class ImageScore(nn.Module):
         self.register_buffer("center", torch.zeros(layout.n_columns))
         self.register_buffer("scale", torch.ones(layout.n_columns))
         self.register_buffer("level", torch.zeros(()))
+        if config.type == "contamination":
+            self.register_buffer("symmetry", torch.tensor(SYMMETRY))
         self.register_buffer("kl_center", torch.zeros((), dtype=torch.float64))
         self.register_buffer("kl_scale", torch.ones((), dtype=torch.float64))
 
@@ -129,11 +137,11 @@ class ImageScore(nn.Module):
     def _log_odds(self, x: Tensor) -> Tensor:
         """Return the log-odds of the pixels (N, S²), smoothed, relative to the whole image's."""
         images = x.unflatten(1, self.layout.shape)
-        maps = (self._head(images) + self._head(images.flip(-1)).flip(-1)) / 2
-        log_odds = blur(maps, self.kernel).flatten(1)
+        maps = blur((self._head(images) + self._head(images.flip(-1)).flip(-1)) / 2, self.kernel)
+        log_odds, opposite = maps.flatten(1), _opposite(maps).flatten(1)
         exceeding = max(round(EXCEEDING * log_odds.shape[1]), 1)
         usual = log_odds.topk(exceeding, dim=1).values[:, -1:]
-        return torch.sub(log_odds, usual, alpha=RELATIVE)
+        return log_odds - RELATIVE * usual - self.symmetry * F.relu(opposite - usual)
 
     def _head(self, images: Tensor) -> Tensor:
         """Return the head's log-odds (N, 1, S, S) for images (N, C, S, S)."""
@@ -168,3 +176,9 @@ class ImageScore(nn.Module):
         """Blur one value per pixel and channel, (F,) to (F,)."""
         images = values.float().view(1, *self.layout.shape)
         return blur(images, self.kernel).flatten()
+
+
+def _opposite(maps: Tensor) -> Tensor:
+    """Return the highest value about the opposite place of each pixel of maps (N, 1, S, S)."""
+    reach = round(REACH * maps.shape[-1])
+    return F.max_pool2d(maps.flip(-1), 2 * reach + 1, 1, reach)

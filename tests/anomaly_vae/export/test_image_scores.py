@@ -10,7 +10,13 @@ from torch import Tensor
 
 from anomaly_vae.config.model import ImageModelConfig
 from anomaly_vae.config.scoring import ImageScoreConfig
-from anomaly_vae.export.image_scores import LEVEL_QUANTILE, MIN_SCALE_SHARE, RELATIVE, ImageScore
+from anomaly_vae.export.image_scores import (
+    LEVEL_QUANTILE,
+    MIN_SCALE_SHARE,
+    REACH,
+    RELATIVE,
+    ImageScore,
+)
 from anomaly_vae.images.encoding import ImageLayout
 from anomaly_vae.models.builder import build
 from anomaly_vae.models.localization_head import LocalizationHead
@@ -157,6 +163,7 @@ def test_a_frozen_draw_follows_its_seed() -> None:
     assert not torch.equal(noises[0], noises[2])
 
 
+REACHED = round(32 * REACH)
 HEAD: dict[str, Any] = {"model": {"localization_head": True}, "type": "contamination"}
 
 
@@ -189,3 +196,18 @@ def test_few_pixels_of_held_out_images_exceed_the_level() -> None:
     found.fit_statistics(x)
     share = (found._log_odds(x) > found.level).float().mean().item()
     assert share == pytest.approx(1 - LEVEL_QUANTILE, abs=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("moved", [0, REACHED, 8])
+def test_what_looks_odd_on_both_sides_counts_less_than_on_one(
+    monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    layout = ImageLayout(1, 32)
+    one = torch.full((1, 1, 32, 32), -4.0)
+    one[..., 8:12, 4:8] = 2.0
+    both = torch.maximum(one, one.flip(-1).roll(moved, -2))
+    found = score(layout, **HEAD)
+    monkeypatch.setattr(found, "_head", lambda images: images)
+    alone, twice = (found._log_odds(maps.flatten(1)).max().item() for maps in (one, both))
+    assert (twice < alone - 1) is (moved <= REACHED)
