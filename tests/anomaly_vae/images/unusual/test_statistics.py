@@ -59,8 +59,10 @@ def test_a_blank_half_is_seen_on_every_side() -> None:
 
 def test_gradients_turn_with_the_image() -> None:
     right = np.tile(GRID, (32, 1))
-    directions = [gradients(image).reshape(64, 8).sum(0).argmax() for image in (right, right.T)]
-    assert directions == [0, 2]
+    for cells in (8, 16):
+        found = [gradients(image, cells).reshape(-1, 8) for image in (right, right.T)]
+        assert [len(histogram) for histogram in found] == [cells**2] * 2
+        assert [histogram.sum(0).argmax() for histogram in found] == [0, 2]
 
 
 def test_blocks_are_means_of_nearly_equal_areas() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.images.unusual.faults import FAULTS
+from anomaly_vae.images.unusual.statistics import describe, gradients, standardise
 from anomaly_vae.images.unusual.typicality import WORDS, ImageTypicality
 from anomaly_vae.scoring.unusual import UnusualTest
 
@@ -110,3 +111,35 @@ def test_distances_of_older_bundles_stay_as_they_are(typicality: ImageTypicality
     away = old._deviations(values[: len(old.centre)]) - old.mean
     raw = [np.sqrt(away @ old.precision @ away), *(old.weights @ old._signals(values))]
     assert found[0] == ((np.array(raw) - old.unit[0]) / old.unit[1]).max()
+
+
+def test_older_bundles_have_coarser_gradients(typicality: ImageTypicality) -> None:
+    """Their discriminants weigh the statistics and 8 × 8 cells of gradients together."""
+    count = len(typicality.centre)
+    weights = np.random.default_rng(0).normal(size=(1, count + 8 * 8 * 8))
+    tensors = {**typicality.tensors(), "weights": weights, "faults": np.array([4])}
+    tensors |= {name: typicality.tensors()[name][:, :2] for name in ("unit", "bends")}
+    old, x = ImageTypicality.from_tensors(tensors, ENCODING), heads(3, 6)
+    pixels = standardise(x[0].reshape(SIDE, SIDE).astype(float))
+    signals = np.concatenate(
+        [old._limited(describe(x[0].reshape(SIDE, SIDE).astype(float))), gradients(pixels, 8) / 0.3]
+    )
+    distance = (weights[0] @ signals - old.unit[0, 1]) / old.unit[1, 1]
+    assert old._straight(old._measured(x)[0])[1] == pytest.approx(distance)
+    assert len(old.surprises(NOTHING, NOTHING, x)) == 3
+
+
+def test_turned_images_are_told_from_images_of_several_planes() -> None:
+    """Images that lie and images that stand, each with a mark on top, are learnt together."""
+
+    def mixed(count: int, seed: int) -> np.ndarray:
+        images = heads(count, seed).reshape(count, SIDE, SIDE)
+        images[::2] = images[::2].transpose(0, 2, 1)
+        images[:, 1:3, 6:10] = 1.0
+        return images.reshape(count, -1)
+
+    learnt = ImageTypicality.fit(ENCODING, mixed(80, 0), mixed(60, 1), NOTHING, NOTHING)
+    test = UnusualTest.fit(learnt, 0.02, NOTHING, NOTHING, mixed(99, 2))
+    reasons = test.reasons(NOTHING, NOTHING, with_fault("turned", mixed(20, 3)))
+    assert list(reasons).count(WORDS["turned"]) >= 18
+    assert 20 - list(test.reasons(NOTHING, NOTHING, mixed(20, 4))).count(None) <= 3
