@@ -189,6 +189,15 @@ def gradients(pixels: Image, cells: int = CELLS) -> Vector:
     return np.asarray(10 * roots / max(float(np.linalg.norm(roots)), 1e-9))
 
 
+def pooled(histogram: Vector, count: int) -> Vector:
+    """Return the same gradients in at most ``count`` cells per side."""
+    cells = math.isqrt(len(histogram) // BINS)
+    edges = _edges(cells, count)
+    squares = (histogram * histogram).reshape(cells, cells, BINS)
+    sums = np.add.reduceat(np.add.reduceat(squares, edges, axis=0), edges, axis=1)
+    return np.asarray(np.sqrt(sums).ravel())
+
+
 def _slopes(pixels: Image) -> tuple[Image, Image]:
     """Return central differences down and across, one-sided ones at the border."""
     down, across = np.empty_like(pixels), np.empty_like(pixels)

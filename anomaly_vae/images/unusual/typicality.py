@@ -1,12 +1,13 @@
 """Measure how far an image is from the training images, and which fault it seems to have.
 
-Simple statistics of an image (`images.unusual.statistics`) are compared with those of training
-images in two ways. A Mahalanobis distance measures how unlikely they are altogether, whatever the
-cause. Linear discriminants, learnt from training images with simulated faults
-(`images.unusual.faults`), recognise faults that are expected: blur, noise, a blank half, an image
-that is inverted, turned or upside down. The last two are recognised by the directions of edges in
-small cells, learnt also from images that are varied a little and mirrored. A fault that held-out
-images do not show reliably is left out. No label is used.
+Images are compared with training images in three ways. A Mahalanobis distance measures how unlikely
+simple statistics (`images.unusual.statistics`) are altogether. The distance from the principal
+components of the directions of edges measures how unlikely their arrangement is. Linear
+discriminants, learnt from training images with simulated faults (`images.unusual.faults`),
+recognise faults that are expected: blur, noise, a blank half, an image that is inverted, turned or
+upside down. The last two are recognised by the directions of edges in small cells, learnt also from
+images that are varied a little and mirrored. A fault that held-out images do not show reliably is
+left out. No label is used.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from anomaly_vae.images.unusual.statistics import (
     describe,
     gradients,
     names,
+    pooled,
     standardise,
 )
 
@@ -39,6 +41,7 @@ Reasons = NDArray[np.object_]
 
 MAX_TRAIN, MAX_HELD_OUT = 600, 200
 """Maximum number of training and of held-out images that are measured."""
+NO_PATTERN: Values = np.zeros((0, 0))
 SEED = 0
 """Seed of simulated faults."""
 SHRINKAGE, RIDGE, FLOOR = 0.1, 0.05, 0.01
@@ -52,14 +55,18 @@ DISTANCE_BEND = (1.0, 0.5)
 
 Among normal images a few are far from the others, and would alone decide which distance is unusual.
 """
+PATTERN_BEND = (1.3, 0.6)
+"""The same of the distance from the principal components of the gradients."""
+PATTERN_CELLS, COMPONENTS = 8, 40
+"""Number of cells per side of these gradients, and most components; at most one for two images."""
 FAULT_BEND = (1.8, 0.1)
 """Where the distance of a fault bends, and its factor; 2 is a fault that is hard to see."""
-AMBIGUOUS: Mapping[str, float] = {"noisy": 1.2, "upside down": 1.0}
+AMBIGUOUS: Mapping[str, float] = {"noisy": 1.3, "upside down": 1.0}
 """Where the distance bends of a fault that many normal images seem to have.
 
 They then do not make the test blind to other faults.
 """
-CLEAR = 1.5
+CLEAR = 1.2
 """Separation in tails of held-out images from which on no fault is ambiguous."""
 PENALTY, GRADIENT_PENALTY = 1e-3, 1e-4
 """Ridge penalties of discriminants of statistics and of gradients, per image."""
@@ -69,7 +76,7 @@ SEPARATION = 0.5
 """Share of the distance between an image and one with a fault that is the least unit."""
 NAMED = 1.4
 """Distance from which on an unusual image is said to have a fault; 1 is half of the way to it."""
-WEAK, MIN_TOLD = 0.05, 0.7
+WEAK, MIN_TOLD = 0.2, 0.7
 """Quantile of images with a fault that measures that distance; smallest share that is told."""
 
 SIGNS: Mapping[str, tuple[str, ...] | None] = {
@@ -90,6 +97,8 @@ WORDS = {
     "upside down": "looks upside down: not oriented like the training images",
 }
 """Reason for each fault."""
+ARRANGEMENT = "structures do not lie where those of the training images do"
+"""Reason for an image whose edges are arranged as in no training image."""
 KINDS = {
     "brightness": "brightness",
     "contrast": "contrast",
@@ -119,7 +128,10 @@ KINDS = {
 
 @dataclass(frozen=True, eq=False)
 class ImageTypicality:
-    """Distances of images from the training images: J + 1 for J faults, in comparable units.
+    """Distances of images from the training images: J + 2 for J faults, in comparable units.
+
+    They are the Mahalanobis distance, those of the faults, and the distance of the gradients from
+    their principal components, which older bundles do not have.
 
     Args:
         layout: shape of the images.
@@ -129,10 +141,12 @@ class ImageTypicality:
         mean: (K,) means of the statistics in these deviations.
         precision: (K, K) inverse of their covariance.
         weights: (J, K + G) discriminants of statistics and gradients.
-        unit: (2, J + 1) distance that counts as 0, and the unit, of each distance.
+        unit: (2, J + 2) distance that counts as 0, and the unit, of each distance.
         faults: (J,) numbers of the faults, in the order of `FAULTS`.
-        bends: (2, J + 1) distances at which each distance bends to a logarithm, and its factors;
+        bends: (2, J + 2) distances at which each distance bends to a logarithm, and its factors;
             (2, 0) in older bundles, which bend none and do not limit the Mahalanobis distance.
+        pattern: (Q + 1, P) mean and Q principal components of the gradients in larger cells; (0, 0)
+            in older bundles.
     """
 
     layout: ImageLayout
@@ -145,6 +159,7 @@ class ImageTypicality:
     unit: Values
     faults: NDArray[np.int64]
     bends: Values
+    pattern: Values
 
     # ------------------------------------------------------------ learning
 
@@ -156,7 +171,8 @@ class ImageTypicality:
         del losses, rates
         layout = encoding.layout
         train, held_out = _some(train, MAX_TRAIN), _some(held_out, MAX_HELD_OUT)
-        self = cls._fit_distance(layout, measured(layout, train), measured(layout, held_out))
+        usual, seen = measured(layout, train), measured(layout, held_out)
+        self = cls._fit_distance(layout, usual, seen)
         images, others = _images(layout, train), _images(layout, held_out)
         found, rng = [], np.random.default_rng(SEED)
         both = images + [varied(image, rng) for image in images]
@@ -164,7 +180,7 @@ class ImageTypicality:
             shown = both if SIGNS[fault] is None else images
             if discriminant := self._discriminant(fault, shown, others, rng):
                 found.append((number, *discriminant))
-        return self._with_faults(found)
+        return self._with_faults(found)._with_pattern(usual, seen)
 
     @classmethod
     def _fit_distance(cls, layout: ImageLayout, usual: Values, seen: Values) -> Self:
@@ -175,7 +191,17 @@ class ImageTypicality:
         below, above = np.maximum(centre - low, FLOOR), np.maximum(high - centre, FLOOR)
         nothing = np.zeros((0, usual.shape[1])), np.ones((2, 1)), np.zeros(0, np.int64)
         bends = np.array([DISTANCE_BEND]).T
-        blank = cls(layout, centre, below, above, np.zeros(count), np.eye(count), *nothing, bends)
+        blank = cls(
+            layout,
+            centre,
+            below,
+            above,
+            np.zeros(count),
+            np.eye(count),
+            *nothing,
+            bends,
+            NO_PATTERN,
+        )
         deviations = blank._limited(statistics)
         covariance = np.atleast_2d(np.cov(deviations.T))
         shrunk = (1 - SHRINKAGE) * covariance + SHRINKAGE * np.diag(np.diag(covariance))
@@ -241,6 +267,20 @@ class ImageTypicality:
             bends=np.array([DISTANCE_BEND, *bends]).T,
         )
 
+    def _with_pattern(self, usual: Values, seen: Values) -> Self:
+        """Return the same distances, and that from the principal components of the gradients."""
+        patterns = np.array([_pattern(row[len(self.centre) :]) for row in usual])
+        mean = patterns.mean(0)
+        components = np.linalg.svd(patterns - mean, full_matrices=False)[2]
+        kept = components[: min(COMPONENTS, len(usual) // 2)]
+        fitted = replace(self, pattern=np.concatenate([mean[None], kept]))
+        unit = _unit(np.array([fitted._misfit(row) for row in seen]))
+        return replace(
+            fitted,
+            unit=np.column_stack([self.unit, unit]),
+            bends=np.column_stack([self.bends, PATTERN_BEND]),
+        )
+
     # ------------------------------------------------------------ measuring
 
     def surprises(self, losses: Any, rates: Any, x: Matrix) -> Values:
@@ -259,9 +299,12 @@ class ImageTypicality:
 
     def _reason(self, values: Values) -> str:
         """Return the first fault that the image has, if any, else its most unusual statistic."""
-        has = np.flatnonzero(self._straight(values)[1:] > NAMED).tolist()
-        if has:
-            return WORDS[list(FAULTS)[self.faults[has[0]]]]
+        distance, *others = self._straight(values).tolist()
+        for number, other in zip(self.faults, others, strict=False):
+            if other > NAMED:
+                return WORDS[list(FAULTS)[number]]
+        if len(self.pattern) and others[-1] > distance:
+            return ARRANGEMENT
         deviations = self._deviations(values[: len(self._names)])
         place = int(np.abs(deviations).argmax())
         word = next(KINDS[prefix] for prefix in KINDS if self._names[place].startswith(prefix))
@@ -271,14 +314,22 @@ class ImageTypicality:
         return measured(self.layout, x, self._cells)
 
     def _distances(self, values: Values) -> Values:
-        """Return the distances (J + 1,) of an image, in their units."""
+        """Return the distances (J + 2,) of an image, in their units."""
         distances = self._straight(values)
         return _bent(distances, *self.bends) if self.bends.size else distances
 
     def _straight(self, values: Values) -> Values:
-        """Return the distances (J + 1,) of an image before they are bent."""
-        raw = np.concatenate([[self._distance(values)], self.weights @ self._signals(values)])
+        """Return the distances (J + 2,) of an image before they are bent."""
+        raw = [self._distance(values), *(self.weights @ self._signals(values))]
+        if len(self.pattern):
+            raw.append(self._misfit(values))
         return np.asarray((raw - self.unit[0]) / self.unit[1])
+
+    def _misfit(self, values: Values) -> float:
+        """Return the distance of an image's gradients from their principal components."""
+        away = _pattern(values[len(self.centre) :]) - self.pattern[0]
+        along = self.pattern[1:] @ away
+        return math.sqrt(max(float(away @ away - along @ along), 0.0))
 
     def _distance(self, values: Values) -> float:
         """Return the Mahalanobis distance of an image."""
@@ -326,8 +377,8 @@ class ImageTypicality:
         Raises:
             KeyError: a tensor is missing.
         """
-        without_bends = {"bends": np.zeros((2, 0)), **tensors}
-        return cls(encoding.layout, *(without_bends[f.name] for f in fields(cls)[1:]))
+        found = {"bends": np.zeros((2, 0)), "pattern": NO_PATTERN, **tensors}
+        return cls(encoding.layout, *(found[field.name] for field in fields(cls)[1:]))
 
 
 def measured(layout: ImageLayout, x: Matrix, cells: int = CELLS) -> Values:
@@ -352,6 +403,11 @@ def _directions(channels: Values, cells: int = CELLS) -> Values:
     return gradients(standardise(channels.mean(0)), cells) / SPREAD
 
 
+def _pattern(directions: Values) -> Values:
+    """Return the gradients (P,) in larger cells."""
+    return pooled(directions, PATTERN_CELLS)
+
+
 def _ridge(normal: Values, wrong: Values, penalty: float) -> Values:
     """Return the weights (P,) that tell wrong from normal images, of as many signs (N, P)."""
     x = np.concatenate([normal, wrong])
@@ -363,7 +419,7 @@ def _ridge(normal: Values, wrong: Values, penalty: float) -> Values:
 
 
 def _bent(distances: Values, starts: Values, factors: Values) -> Values:
-    """Return distances (J + 1,), which grow with their logarithm from ``starts`` on.
+    """Return distances (J + 2,), which grow with their logarithm from ``starts`` on.
 
     >>> _bent(np.array([0.5, 20.0]), np.array([1.0, 2.0]), np.array([0.8, 0.1])).round(2).tolist()
     [0.5, 2.23]

@@ -7,8 +7,8 @@ import pytest
 
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.images.unusual.faults import FAULTS
-from anomaly_vae.images.unusual.statistics import describe, gradients, standardise
-from anomaly_vae.images.unusual.typicality import WORDS, ImageTypicality
+from anomaly_vae.images.unusual.statistics import describe, gradients, pooled, standardise
+from anomaly_vae.images.unusual.typicality import ARRANGEMENT, WORDS, ImageTypicality
 from anomaly_vae.scoring.unusual import UnusualTest
 
 SIDE = 16
@@ -102,7 +102,8 @@ def test_the_distance_of_an_odd_normal_image_does_not_hide_faults(
 
 def test_distances_of_older_bundles_stay_as_they_are(typicality: ImageTypicality) -> None:
     """Their statistics are not limited in the Mahalanobis distance, and no distance is bent."""
-    tensors = {name: value for name, value in typicality.tensors().items() if name != "bends"}
+    tensors = {**typicality.tensors(), "unit": typicality.unit[:, :-1]}
+    del tensors["bends"], tensors["pattern"]
     old = ImageTypicality.from_tensors(tensors, ENCODING)
     x = with_fault("half blank", heads(3, 6))
     found, now = old.surprises(NOTHING, NOTHING, x), typicality.surprises(NOTHING, NOTHING, x)
@@ -119,6 +120,7 @@ def test_older_bundles_have_coarser_gradients(typicality: ImageTypicality) -> No
     weights = np.random.default_rng(0).normal(size=(1, count + 8 * 8 * 8))
     tensors = {**typicality.tensors(), "weights": weights, "faults": np.array([4])}
     tensors |= {name: typicality.tensors()[name][:, :2] for name in ("unit", "bends")}
+    del tensors["pattern"]
     old, x = ImageTypicality.from_tensors(tensors, ENCODING), heads(3, 6)
     pixels = standardise(x[0].reshape(SIDE, SIDE).astype(float))
     signals = np.concatenate(
@@ -143,3 +145,31 @@ def test_turned_images_are_told_from_images_of_several_planes() -> None:
     reasons = test.reasons(NOTHING, NOTHING, with_fault("turned", mixed(20, 3)))
     assert list(reasons).count(WORDS["turned"]) >= 18
     assert 20 - list(test.reasons(NOTHING, NOTHING, mixed(20, 4))).count(None) <= 3
+
+
+def test_a_picture_of_something_else_is_told_by_the_arrangement_of_its_edges(
+    typicality: ImageTypicality, test_of_images: UnusualTest
+) -> None:
+    """A head in four pieces that changed places has the same details and brightness."""
+    pieces = heads(20, 3).reshape(20, SIDE, SIDE)
+    moved = np.roll(pieces, (SIDE // 2, SIDE // 2), axis=(1, 2)).reshape(20, -1)
+    found, usual = (
+        [typicality._straight(one)[-1] for one in typicality._measured(x)]
+        for x in (moved, heads(99, 2))
+    )
+    assert min(found) > max(usual)
+    reasons = test_of_images.reasons(NOTHING, NOTHING, moved)
+    assert None not in reasons
+    assert ARRANGEMENT in reasons
+
+
+def test_the_arrangement_is_the_distance_from_the_plane_of_the_components(
+    typicality: ImageTypicality,
+) -> None:
+    mean, components = typicality.pattern[0], typicality.pattern[1:]
+    assert len(components) == 30
+    np.testing.assert_allclose(components @ components.T, np.eye(30), atol=1e-9)
+    values = typicality._measured(heads(1, 6))[0]
+    away = pooled(values[len(typicality.centre) :], 8) - mean
+    beside = away - components.T @ (components @ away)
+    assert typicality._misfit(values) == pytest.approx(np.linalg.norm(beside))
