@@ -167,9 +167,14 @@ class ImageTypicality:
     def fit(
         cls, encoding: ImageEncoding, train: Matrix, held_out: Matrix, losses: Any, rates: Any
     ) -> Self:
-        """Learn from T training and H held-out images, (T, F) and (H, F), encoded."""
+        """Learn from T training and H held-out images, (T, F) and (H, F), encoded.
+
+        If they are the same images, one half of them are learnt from and the other held out.
+        """
         del losses, rates
         layout = encoding.layout
+        if np.array_equal(train, held_out):
+            train, held_out = train[::2], held_out[1::2]
         train, held_out = _some(train, MAX_TRAIN), _some(held_out, MAX_HELD_OUT)
         usual, seen = measured(layout, train), measured(layout, held_out)
         self = cls._fit_distance(layout, usual, seen)

@@ -173,3 +173,12 @@ def test_the_arrangement_is_the_distance_from_the_plane_of_the_components(
     away = pooled(values[len(typicality.centre) :], 8) - mean
     beside = away - components.T @ (components @ away)
     assert typicality._misfit(values) == pytest.approx(np.linalg.norm(beside))
+
+
+def test_images_are_not_held_out_from_themselves() -> None:
+    """Distances of images that were learnt from are smaller than those of others."""
+    x = heads(120, 0)
+    both = ImageTypicality.fit(ENCODING, x, x, NOTHING, NOTHING)
+    halves = ImageTypicality.fit(ENCODING, x[::2], x[1::2], NOTHING, NOTHING)
+    for name, value in halves.tensors().items():
+        np.testing.assert_array_equal(both.tensors()[name], value)
