@@ -17,6 +17,9 @@ BLUR = 0.04
 """Standard deviation of a simulated blur, as a fraction of the image's width."""
 NOISE = 0.2
 """Standard deviation of simulated noise, in standard deviations of the image."""
+TILT, SIZE, WIDTH, SHIFT = 0.14, 0.1, 0.08, 0.03
+"""Largest harmless variations: angle in radians, logarithms of the size and of the ratio of the
+sides, and shift as a fraction of the width."""
 
 
 def blurred(image: Image, rng: Generator) -> Image:
@@ -56,6 +59,31 @@ def inverted(image: Image, rng: Generator) -> Image:
     """Exchange dark and bright."""
     del rng
     return -image
+
+
+def varied(image: Image, rng: Generator) -> Image:
+    """Turn, stretch and shift an image a little, and mirror every second one, without a fault."""
+    if rng.random() < 0.5:
+        image = image[:, :, ::-1]
+    last = image.shape[-1] - 1
+    angle, size, width = rng.uniform(-1, 1, 3) * (TILT, SIZE, WIDTH)
+    cosine, sine = np.cos(angle), np.sin(angle)
+    turn = np.array([[cosine, -sine], [sine, cosine]]) * np.exp([size + width, size - width])
+    grid = np.indices(image.shape[1:]).reshape(2, -1) - last / 2
+    shift = rng.uniform(-SHIFT, SHIFT, (2, 1)) * (last + 1)
+    y, x = np.clip(turn @ grid + shift + last / 2, 0, last)
+    return _interpolated(image, y, x).reshape(image.shape)
+
+
+def _interpolated(image: Image, y: NDArray[np.float64], x: NDArray[np.float64]) -> Image:
+    """Return the values (C, N) of an image at N places between its pixels."""
+    last = image.shape[-1] - 1
+    top, left = y.astype(int), x.astype(int)
+    down, right = y - top, x - left
+    below, beside = np.minimum(top + 1, last), np.minimum(left + 1, last)
+    upper = image[:, top, left] * (1 - right) + image[:, top, beside] * right
+    lower = image[:, below, left] * (1 - right) + image[:, below, beside] * right
+    return np.asarray(upper * (1 - down) + lower * down)
 
 
 FAULTS: Mapping[str, Fault] = {

@@ -25,7 +25,7 @@ QUANTILES = (0, 0.02, 0.25, 0.5, 0.75, 0.98, 1)
 """Quantiles of the pixels' values that are statistics."""
 SAME = 0.02
 """Difference below which neighbouring pixels count as equal, in standard deviations."""
-CELLS, BINS = 8, 8
+CELLS, BINS = 16, 8
 """Number of cells per side, and of directions, in a histogram of gradients."""
 FINE_SIDE = 64
 """Side up to which symmetry and gradients are computed, in pixels."""
@@ -163,11 +163,15 @@ def _colours(colour: Image) -> dict[str, float]:
 # ---------------------------------------------------------------- direction
 
 
-def gradients(pixels: Image) -> Vector:
+def gradients(pixels: Image, cells: int = CELLS) -> Vector:
     """Return the histogram of gradients (cells² · bins,) of a standardised image, of length 10.
 
     Each cell counts the gradients of each direction, weighted by their size; square roots make
     strong edges count less (Dalal & Triggs 2005).
+
+    Args:
+        pixels: standardised grey values (S, S).
+        cells: number of cells per side, if the image has as many pixels.
     """
     pixels = shrunk(pixels)
     down, across = _slopes(pixels)
@@ -175,7 +179,7 @@ def gradients(pixels: Image) -> Vector:
     angle = np.mod(np.arctan2(down, across), 2 * np.pi) / (2 * np.pi) * BINS
     lower = np.floor(angle).astype(int)
     weight = angle - lower
-    edges = _edges(len(pixels), CELLS)
+    edges = _edges(len(pixels), cells)
     cell = np.repeat(np.arange(len(edges)), np.diff([*edges, len(pixels)]))
     place = (cell[:, None] * len(edges) + cell) * BINS
     total = len(edges) ** 2 * BINS
@@ -183,6 +187,15 @@ def gradients(pixels: Image) -> Vector:
     counts += np.bincount((place + (lower + 1) % BINS).ravel(), (size * weight).ravel(), total)
     roots = np.sqrt(counts)
     return np.asarray(10 * roots / max(float(np.linalg.norm(roots)), 1e-9))
+
+
+def pooled(histogram: Vector, count: int) -> Vector:
+    """Return the same gradients in at most ``count`` cells per side."""
+    cells = math.isqrt(len(histogram) // BINS)
+    edges = _edges(cells, count)
+    squares = (histogram * histogram).reshape(cells, cells, BINS)
+    sums = np.add.reduceat(np.add.reduceat(squares, edges, axis=0), edges, axis=1)
+    return np.asarray(np.sqrt(sums).ravel())
 
 
 def _slopes(pixels: Image) -> tuple[Image, Image]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anomaly_vae.images.unusual.faults import FAULTS
+from anomaly_vae.images.unusual.faults import FAULTS, varied
 from anomaly_vae.images.unusual.typicality import SIGNS, WORDS
 
 IMAGE = np.random.default_rng(0).random((1, 16, 16))
@@ -44,3 +44,29 @@ def test_blur_removes_variation_and_noise_adds_it() -> None:
     wide = np.random.default_rng(0).random((1, 64, 64))
     assert FAULTS["blurred"](wide, rng).std() < wide.std() / 2
     assert FAULTS["noisy"](wide, rng).std() > wide.std()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_varied_images_are_mirrored_or_not_and_hardly_change_otherwise(channels: int) -> None:
+    """A smooth image stays close to itself, mirrored or not, in all channels alike."""
+    y, x = np.mgrid[-1:1:32j, -1:1:32j]
+    bump = np.exp(-((x - 0.3) ** 2 + y**2) / 0.3)
+    image = np.stack([(1 + i) * bump for i in range(channels)])
+    mirrored, rng = 0, np.random.default_rng(0)
+    for _ in range(40):
+        found = varied(image, rng)
+        assert found.shape == image.shape
+        away = [np.abs(found - other).mean() for other in (image, image[:, :, ::-1])]
+        assert 0 < min(away) < 0.12 < max(away)
+        mirrored += away[1] < away[0]
+        np.testing.assert_allclose(found[-1], channels * found[0])
+    assert 10 <= mirrored <= 30
+
+
+def test_variations_interpolate_between_pixels() -> None:
+    """A plane stays a plane away from the borders, where pixels repeat."""
+    y, x = np.mgrid[0:16, 0:16].astype(float)
+    for seed in range(5):
+        inner = varied((2 * y + x)[None], np.random.default_rng(seed))[0, 4:12, 4:12]
+        np.testing.assert_allclose(np.diff(inner, 2, axis=0), 0, atol=1e-9)
+        np.testing.assert_allclose(np.diff(inner, 2, axis=1), 0, atol=1e-9)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anomaly_vae.images.unusual.statistics import blocks, describe, gradients, names, standardise
+from anomaly_vae.images.unusual.statistics import (
+    blocks,
+    describe,
+    gradients,
+    names,
+    pooled,
+    standardise,
+)
 
 GRID = np.linspace(-1, 1, 32)
 NOISE = np.random.default_rng(0).normal(size=(32, 32))
@@ -59,11 +66,23 @@ def test_a_blank_half_is_seen_on_every_side() -> None:
 
 def test_gradients_turn_with_the_image() -> None:
     right = np.tile(GRID, (32, 1))
-    directions = [gradients(image).reshape(64, 8).sum(0).argmax() for image in (right, right.T)]
-    assert directions == [0, 2]
+    for cells in (8, 16):
+        found = [gradients(image, cells).reshape(-1, 8) for image in (right, right.T)]
+        assert [len(histogram) for histogram in found] == [cells**2] * 2
+        assert [histogram.sum(0).argmax() for histogram in found] == [0, 2]
 
 
 def test_blocks_are_means_of_nearly_equal_areas() -> None:
     np.testing.assert_allclose(blocks(NOISE, 8), NOISE.reshape(8, 4, 8, 4).mean((1, 3)))
     assert blocks(NOISE[:30, :30], 8).shape == (8, 8)
     assert blocks(NOISE, 64) is NOISE
+
+
+@pytest.mark.parametrize("size", [7, 16, 32, 33])
+def test_pooled_gradients_count_the_same_in_larger_cells(size: int) -> None:
+    image = standardise(np.random.default_rng(1).random((size, size)))
+    fine, coarse = gradients(image), pooled(gradients(image), 8)
+    assert len(coarse) == min(size, 8) ** 2 * 8
+    np.testing.assert_allclose((fine**2).sum(), (coarse**2).sum())
+    if size in (16, 32):
+        np.testing.assert_allclose(coarse, gradients(image, 8))

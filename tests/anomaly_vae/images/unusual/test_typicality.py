@@ -7,7 +7,8 @@ import pytest
 
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.images.unusual.faults import FAULTS
-from anomaly_vae.images.unusual.typicality import WORDS, ImageTypicality
+from anomaly_vae.images.unusual.statistics import describe, gradients, pooled, standardise
+from anomaly_vae.images.unusual.typicality import ARRANGEMENT, WORDS, ImageTypicality
 from anomaly_vae.scoring.unusual import UnusualTest
 
 SIDE = 16
@@ -101,7 +102,8 @@ def test_the_distance_of_an_odd_normal_image_does_not_hide_faults(
 
 def test_distances_of_older_bundles_stay_as_they_are(typicality: ImageTypicality) -> None:
     """Their statistics are not limited in the Mahalanobis distance, and no distance is bent."""
-    tensors = {name: value for name, value in typicality.tensors().items() if name != "bends"}
+    tensors = {**typicality.tensors(), "unit": typicality.unit[:, :-1]}
+    del tensors["bends"], tensors["pattern"]
     old = ImageTypicality.from_tensors(tensors, ENCODING)
     x = with_fault("half blank", heads(3, 6))
     found, now = old.surprises(NOTHING, NOTHING, x), typicality.surprises(NOTHING, NOTHING, x)
@@ -110,3 +112,73 @@ def test_distances_of_older_bundles_stay_as_they_are(typicality: ImageTypicality
     away = old._deviations(values[: len(old.centre)]) - old.mean
     raw = [np.sqrt(away @ old.precision @ away), *(old.weights @ old._signals(values))]
     assert found[0] == ((np.array(raw) - old.unit[0]) / old.unit[1]).max()
+
+
+def test_older_bundles_have_coarser_gradients(typicality: ImageTypicality) -> None:
+    """Their discriminants weigh the statistics and 8 × 8 cells of gradients together."""
+    count = len(typicality.centre)
+    weights = np.random.default_rng(0).normal(size=(1, count + 8 * 8 * 8))
+    tensors = {**typicality.tensors(), "weights": weights, "faults": np.array([4])}
+    tensors |= {name: typicality.tensors()[name][:, :2] for name in ("unit", "bends")}
+    del tensors["pattern"]
+    old, x = ImageTypicality.from_tensors(tensors, ENCODING), heads(3, 6)
+    pixels = standardise(x[0].reshape(SIDE, SIDE).astype(float))
+    signals = np.concatenate(
+        [old._limited(describe(x[0].reshape(SIDE, SIDE).astype(float))), gradients(pixels, 8) / 0.3]
+    )
+    distance = (weights[0] @ signals - old.unit[0, 1]) / old.unit[1, 1]
+    assert old._straight(old._measured(x)[0])[1] == pytest.approx(distance)
+    assert len(old.surprises(NOTHING, NOTHING, x)) == 3
+
+
+def test_turned_images_are_told_from_images_of_several_planes() -> None:
+    """Images that lie and images that stand, each with a mark on top, are learnt together."""
+
+    def mixed(count: int, seed: int) -> np.ndarray:
+        images = heads(count, seed).reshape(count, SIDE, SIDE)
+        images[::2] = images[::2].transpose(0, 2, 1)
+        images[:, 1:3, 6:10] = 1.0
+        return images.reshape(count, -1)
+
+    learnt = ImageTypicality.fit(ENCODING, mixed(80, 0), mixed(60, 1), NOTHING, NOTHING)
+    test = UnusualTest.fit(learnt, 0.02, NOTHING, NOTHING, mixed(99, 2))
+    reasons = test.reasons(NOTHING, NOTHING, with_fault("turned", mixed(20, 3)))
+    assert list(reasons).count(WORDS["turned"]) >= 18
+    assert 20 - list(test.reasons(NOTHING, NOTHING, mixed(20, 4))).count(None) <= 3
+
+
+def test_a_picture_of_something_else_is_told_by_the_arrangement_of_its_edges(
+    typicality: ImageTypicality, test_of_images: UnusualTest
+) -> None:
+    """A head in four pieces that changed places has the same details and brightness."""
+    pieces = heads(20, 3).reshape(20, SIDE, SIDE)
+    moved = np.roll(pieces, (SIDE // 2, SIDE // 2), axis=(1, 2)).reshape(20, -1)
+    found, usual = (
+        [typicality._straight(one)[-1] for one in typicality._measured(x)]
+        for x in (moved, heads(99, 2))
+    )
+    assert min(found) > max(usual)
+    reasons = test_of_images.reasons(NOTHING, NOTHING, moved)
+    assert None not in reasons
+    assert ARRANGEMENT in reasons
+
+
+def test_the_arrangement_is_the_distance_from_the_plane_of_the_components(
+    typicality: ImageTypicality,
+) -> None:
+    mean, components = typicality.pattern[0], typicality.pattern[1:]
+    assert len(components) == 30
+    np.testing.assert_allclose(components @ components.T, np.eye(30), atol=1e-9)
+    values = typicality._measured(heads(1, 6))[0]
+    away = pooled(values[len(typicality.centre) :], 8) - mean
+    beside = away - components.T @ (components @ away)
+    assert typicality._misfit(values) == pytest.approx(np.linalg.norm(beside))
+
+
+def test_images_are_not_held_out_from_themselves() -> None:
+    """Distances of images that were learnt from are smaller than those of others."""
+    x = heads(120, 0)
+    both = ImageTypicality.fit(ENCODING, x, x, NOTHING, NOTHING)
+    halves = ImageTypicality.fit(ENCODING, x[::2], x[1::2], NOTHING, NOTHING)
+    for name, value in halves.tensors().items():
+        np.testing.assert_array_equal(both.tensors()[name], value)
