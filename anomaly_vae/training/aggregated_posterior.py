@@ -22,6 +22,7 @@ from anomaly_vae.config.model import ModelConfig
 from anomaly_vae.config.training import FitConfig
 from anomaly_vae.models.autoencoder import Autoencoder
 from anomaly_vae.models.builder import tabular_parts
+from anomaly_vae.models.exemplars import Exemplars
 from anomaly_vae.models.priors import Mixture
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.training.exemplars import fit_exemplars
@@ -32,9 +33,6 @@ MAX_ROWS = 20_000
 """Maximum number of training rows whose latents are used."""
 MAX_HELD_OUT = 5_000
 """Maximum number of held-out rows by which the bandwidth is chosen."""
-GUARD_ROWS = 500
-"""Number of training and held-out rows whose scores determine the guard's limit. This number
-determines the quartiles to about 5%."""
 CHUNK = 4096
 """Number of rows that are encoded at a time."""
 BANDWIDTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -49,12 +47,16 @@ PRIOR_WEIGHT = 10.0
 """Weight of the prior assumption that the variances are right, in rows."""
 MIN_VARIANCE = 1e-4
 """Minimum posterior variance where its square root serves as the unit of length."""
-GUARD_LIMIT = 0.5
+GUARD_LIMIT = 0.25
 """Largest change the guard member may make to a score, as a fraction of the interquartile range of
-the scores. Anomalies that the other members learned by mistake then score above most rows, while
-rare normal rows keep their order."""
-MIN_GUARD_LIMIT = 1e-6
-"""Minimum of the guard's limit, in nats, for tables whose rows all have equal scores."""
+the scores. Anomalies that the other members learned by mistake then score higher, while rare normal
+rows keep their order."""
+CODE_POWER, EXEMPLAR_POWER = 2.0, 0.5
+"""Powers of a row's weight, see `consult_guard`, with which it counts in the aggregated posterior
+and among the exemplars. Rare normal rows also have low weights. Exemplars are the memory of single
+rows, so that they would lose more by it."""
+MIN_SPREAD = 2e-6
+"""Minimum of the interquartile range of the scores, in nats, for tables of equal rows."""
 MAX_VARIANCE = 30.0
 """Maximum variance of a numeric column given z; the variance of a standardised column is 1."""
 
@@ -79,18 +81,15 @@ def finalize(
     held_out = _subsample(held_out, MAX_HELD_OUT, training.seed)
     if config.prior == "aggregated" and not isinstance(model, Autoencoder):
         model.aggregated = _aggregated_posterior(model, train, held_out, config, training)
+    rows = torch.cat([train, held_out])
+    weight = torch.ones(len(rows))
     if training.trims(model.members)[-1] > training.trim:  # the last member is a guard
-        model.reach = _guard_limit(
-            model, _subsample(torch.cat([train, held_out]), GUARD_ROWS, training.seed)
-        )
+        model.reach, weight = consult_guard(model, rows)
+        if model.aggregated is not None:
+            means = _means(model, rows)
+            model.aggregated = model.aggregated.reweighted(means, weight**CODE_POWER)
     if config.exemplars and not isinstance(model, Autoencoder):
-        if training.trim:
-            train, held_out = (_kept_rows(model, rows, training) for rows in (train, held_out))
-        layout = tabular_parts(model).likelihood.layout
-        fill = model.fill if model.patches is None else None
-        model.exemplars = fit_exemplars(
-            layout, train, held_out, config.exemplars, training.seed, fill
-        )
+        model.exemplars = _exemplars(model, train, held_out, weight, config.exemplars, training)
 
 
 def _aggregated_posterior(
@@ -109,20 +108,40 @@ def _aggregated_posterior(
     return Mixture.stack(mixtures) if model.members > 1 else mixtures[0]
 
 
-def _kept_rows(model: VAE, x: Tensor, training: FitConfig) -> Tensor:
-    """Return the rows (N, F) from which the first member would learn."""
-    return x[Codes.of(model, x, training).kept[0]]
+def _exemplars(
+    model: VAE, train: Tensor, held_out: Tensor, weight: Tensor, count: int, training: FitConfig
+) -> Exemplars:
+    """Return the exemplar member, of the rows from which the first network would learn."""
+    if training.trim:
+        parts = [Codes.of(model, rows, training).kept[0] for rows in (train, held_out)]
+        train, held_out, weight = train[parts[0]], held_out[parts[1]], weight[torch.cat(parts)]
+    layout = tabular_parts(model).likelihood.layout
+    fill = model.fill if model.patches is None else None
+    weight = weight**EXEMPLAR_POWER
+    return fit_exemplars(layout, train, held_out, count, training.seed, fill, weight)
 
 
-def _guard_limit(model: VAE, x: Tensor) -> Tensor:
-    """Return the guard's limit (1,), in nats, from the other members' bounds on rows (N, F).
+def consult_guard(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the guard's limit (1,), in nats, and the weights (N,) of rows (N, F).
 
-    See `GUARD_LIMIT`.
+    Let m be the mean of the other members' negative bounds of a row, g that of the guard and q the
+    interquartile range of m. The limit is a fraction of q, see `GUARD_LIMIT`. The weight of a row
+    is 1 / (1 + max(g − m, 0) / q). Rows that the other members have learned and the guard has not
+    may be anomalies, and the clearer this is, the less they count.
     """
     noise = x.new_zeros(1, model.latent_dim)
-    others = model.aggregated_elbo(x, noise).bound[:-1].mean(0)
-    quartiles = others.quantile(torch.tensor([0.25, 0.75]))
-    return (GUARD_LIMIT * quartiles.diff()).clamp_min(MIN_GUARD_LIMIT)
+    parts = [model.aggregated_elbo(part, noise).bound for part in x.split(CHUNK)]
+    bounds = torch.cat(parts, -1)
+    others = bounds[:-1].mean(0)
+    spread = others.quantile(torch.tensor([0.25, 0.75])).diff().clamp_min(MIN_SPREAD)
+    excess = (others - bounds[-1]).clamp_min(0.0)
+    return GUARD_LIMIT * spread, 1 / (1 + excess / spread)
+
+
+def _means(model: VAE, x: Tensor) -> Tensor:
+    """Return the posterior means (..., N, 1, L) of rows (N, F)."""
+    noise = x.new_zeros(1, model.latent_dim)
+    return torch.cat([model.infer(part, noise).mean for part in x.split(CHUNK)], -3)
 
 
 def refit_variances(model: VAE, held_out: Tensor, kept: Tensor) -> None:
