@@ -86,6 +86,8 @@ class LatentGaussian:
 
 TINY = 1e-12
 """Number of latents added to a component's share, so that its mean exists without any."""
+CHUNK = 1024
+"""Number of latents whose distances to the components are computed at a time."""
 
 
 class Mixture(nn.Module):
@@ -173,9 +175,15 @@ class Mixture(nn.Module):
             z: (..., N, 1, L), latents.
             weight: (N,), their weights.
         """
-        share = torch.softmax(self.log_joint(self.squared_distances(z)), -1)
-        total = (weight.to(share).unsqueeze(-1) * share).sum(-2) + TINY
-        log_weight = self.log_weight + torch.log(total / (share.sum(-2) + TINY)).float()
+        total, count = (
+            torch.full_like(self.log_weight, TINY),
+            torch.full_like(self.log_weight, TINY),
+        )
+        for part, each in zip(z.split(CHUNK, -3), weight.split(CHUNK), strict=True):
+            share = torch.softmax(self.log_joint(self.squared_distances(part)).float(), -1)
+            total += (each.unsqueeze(-1) * share).sum(-2)
+            count += share.sum(-2)
+        log_weight = self.log_weight + torch.log(total / count)
         log_weight = log_weight - log_weight.logsumexp(-1, keepdim=True)
         return Mixture(log_weight, self.center, self.log_var, self.scale)
 

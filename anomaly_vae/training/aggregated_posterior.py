@@ -22,7 +22,6 @@ from anomaly_vae.config.model import ModelConfig
 from anomaly_vae.config.training import FitConfig
 from anomaly_vae.models.autoencoder import Autoencoder
 from anomaly_vae.models.builder import tabular_parts
-from anomaly_vae.models.exemplars import Exemplars
 from anomaly_vae.models.priors import Mixture
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.training.exemplars import fit_exemplars
@@ -51,10 +50,6 @@ GUARD_LIMIT = 0.25
 """Largest change the guard member may make to a score, as a fraction of the interquartile range of
 the scores. Anomalies that the other members learned by mistake then score higher, while rare normal
 rows keep their order."""
-CODE_POWER, EXEMPLAR_POWER = 2.0, 0.5
-"""Powers of a row's weight, see `consult_guard`, with which it counts in the aggregated posterior
-and among the exemplars. Rare normal rows also have low weights. Exemplars are the memory of single
-rows, so that they would lose more by it."""
 MIN_SPREAD = 2e-6
 """Minimum of the interquartile range of the scores, in nats, for tables of equal rows."""
 MAX_VARIANCE = 30.0
@@ -81,15 +76,19 @@ def finalize(
     held_out = _subsample(held_out, MAX_HELD_OUT, training.seed)
     if config.prior == "aggregated" and not isinstance(model, Autoencoder):
         model.aggregated = _aggregated_posterior(model, train, held_out, config, training)
-    rows = torch.cat([train, held_out])
-    weight = torch.ones(len(rows))
     if training.trims(model.members)[-1] > training.trim:  # the last member is a guard
+        rows = torch.cat([train, held_out])
         model.reach, weight = consult_guard(model, rows)
         if model.aggregated is not None:
-            means = _means(model, rows)
-            model.aggregated = model.aggregated.reweighted(means, weight**CODE_POWER)
+            model.aggregated = model.aggregated.reweighted(_means(model, rows), weight)
     if config.exemplars and not isinstance(model, Autoencoder):
-        model.exemplars = _exemplars(model, train, held_out, weight, config.exemplars, training)
+        if training.trim:
+            train, held_out = (_kept_rows(model, rows, training) for rows in (train, held_out))
+        layout = tabular_parts(model).likelihood.layout
+        fill = model.fill if model.patches is None else None
+        model.exemplars = fit_exemplars(
+            layout, train, held_out, config.exemplars, training.seed, fill
+        )
 
 
 def _aggregated_posterior(
@@ -108,25 +107,17 @@ def _aggregated_posterior(
     return Mixture.stack(mixtures) if model.members > 1 else mixtures[0]
 
 
-def _exemplars(
-    model: VAE, train: Tensor, held_out: Tensor, weight: Tensor, count: int, training: FitConfig
-) -> Exemplars:
-    """Return the exemplar member, of the rows from which the first network would learn."""
-    if training.trim:
-        parts = [Codes.of(model, rows, training).kept[0] for rows in (train, held_out)]
-        train, held_out, weight = train[parts[0]], held_out[parts[1]], weight[torch.cat(parts)]
-    layout = tabular_parts(model).likelihood.layout
-    fill = model.fill if model.patches is None else None
-    weight = weight**EXEMPLAR_POWER
-    return fit_exemplars(layout, train, held_out, count, training.seed, fill, weight)
+def _kept_rows(model: VAE, x: Tensor, training: FitConfig) -> Tensor:
+    """Return the rows (N, F) from which the first member would learn."""
+    return x[Codes.of(model, x, training).kept[0]]
 
 
 def consult_guard(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the guard's limit (1,), in nats, and the weights (N,) of rows (N, F).
+    """Return the guard's limit (1,), in nats, and the weights (N,) of the codes of rows (N, F).
 
     Let m be the mean of the other members' negative bounds of a row, g that of the guard and q the
     interquartile range of m. The limit is a fraction of q, see `GUARD_LIMIT`. The weight of a row
-    is 1 / (1 + max(g − m, 0) / q). Rows that the other members have learned and the guard has not
+    is 1 / (1 + max(g − m, 0) / q)². Rows that the other members have learned and the guard has not
     may be anomalies, and the clearer this is, the less they count.
     """
     noise = x.new_zeros(1, model.latent_dim)
@@ -135,7 +126,7 @@ def consult_guard(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
     others = bounds[:-1].mean(0)
     spread = others.quantile(torch.tensor([0.25, 0.75])).diff().clamp_min(MIN_SPREAD)
     excess = (others - bounds[-1]).clamp_min(0.0)
-    return GUARD_LIMIT * spread, 1 / (1 + excess / spread)
+    return GUARD_LIMIT * spread, 1 / (1 + excess / spread) ** 2
 
 
 def _means(model: VAE, x: Tensor) -> Tensor:

@@ -60,7 +60,6 @@ def fit_exemplars(
     count: int,
     seed: int,
     fill: Callable[[Tensor], Tensor] | None = None,
-    weight: Tensor | None = None,
 ) -> Exemplars:
     """Return the exemplar member of a table.
 
@@ -72,7 +71,6 @@ def fit_exemplars(
         seed: seed of their choice.
         fill: function that replaces missing values of rows (N, F), see `VAE.fill`; None for kernels
             in the numbers themselves.
-        weight: (N + H,), weights of all rows as exemplars; None for equal ones.
 
     Example:
         >>> import torch
@@ -91,8 +89,8 @@ def fit_exemplars(
         if metric is not None:
             train = transform(metric, train, filled)
             held_out = transform(metric, held_out, fill(held_out))
-    known = Places.of(layout, train, count, seed)
-    places = Places.of(layout, torch.cat([train, held_out]), count, seed, weight)
+    every = torch.cat([train, held_out])
+    known, places = (Places.of(layout, rows, count, seed) for rows in (train, every))
     judges = held_out[:MAX_HELD_OUT]
 
     def quality(width: float, mismatch: float) -> float:
@@ -168,7 +166,7 @@ class Places(NamedTuple):
     rows: Tensor
     """(M, F)"""
     weight: Tensor
-    """(M,): share of the rows' weight that an exemplar has."""
+    """(M,): share of the rows that an exemplar represents."""
     radius: Tensor
     """(M,): distance to the fifth neighbour in the numeric columns, divided by the square root of
     their number."""
@@ -176,11 +174,9 @@ class Places(NamedTuple):
     """(S,): log-frequency of each level of the binary and categorical columns."""
 
     @classmethod
-    def of(
-        cls, layout: Layout, rows: Tensor, count: int, seed: int, weight: Tensor | None = None
-    ) -> Places:
-        """Choose exemplars among encoded rows (N, F); see `choose_rows`."""
-        index, weight = choose_rows(rows, count, seed, weight)
+    def of(cls, layout: Layout, rows: Tensor, count: int, seed: int) -> Places:
+        """Choose exemplars among encoded rows (N, F)."""
+        index, weight = choose_rows(rows, count, seed)
         square, near = neighbours(rows, index, layout.n_numeric)
         filled = fill_missing(rows, rows[index], near)
         return cls(filled, weight, _radii(square), level_shares(layout, rows))
@@ -208,31 +204,23 @@ class Places(NamedTuple):
         )
 
 
-def choose_rows(
-    rows: Tensor, count: int, seed: int, weight: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def choose_rows(rows: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return the index and the weight (M,) of at most ``count`` of the rows (N, F).
 
-    If there are no more distinct rows, each of them is chosen once, with the weight of all its
-    duplicates. Otherwise the choice is random.
-
-    Args:
-        rows: (N, F), encoded rows.
-        count: maximum number of rows.
-        seed: seed of the choice.
-        weight: (N,), weights of the rows; None for equal ones.
+    If there are no more distinct rows, each of them is chosen once, weighted by its number of
+    duplicates. Otherwise the choice is random, with equal weights.
     """
     total = len(rows)
-    each = torch.ones(total) if weight is None else weight
-    distinct, label = rows.nan_to_num(torch.inf).unique(dim=0, return_inverse=True)
+    distinct, label, sizes = rows.nan_to_num(torch.inf).unique(
+        dim=0, return_inverse=True, return_counts=True
+    )
     if len(distinct) <= count:
-        first = torch.full((len(distinct),), total)
-        index = first.scatter_reduce(0, label, torch.arange(total), "amin")
-        shares = torch.zeros(len(distinct)).index_add(0, label, each)
-    else:
-        index = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
-        shares = each[index]
-    return index, shares / shares.sum()
+        first = torch.full((len(distinct),), total).scatter_reduce(
+            0, label, torch.arange(total), "amin"
+        )
+        return first, sizes / total
+    index = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
+    return index, torch.full((count,), 1 / count)
 
 
 def neighbours(rows: Tensor, index: Tensor, n: int) -> tuple[Tensor, Tensor]:
