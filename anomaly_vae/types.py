@@ -42,6 +42,8 @@ Spacing = Literal["auto", "ignore"] | float
 pixels are resampled to."""
 Window = tuple[float, float]
 """Center and width of the values that become grey levels between black and white."""
+MIN_WINDOW_WIDTH = 1
+"""Smallest width of such a window, as in DICOM."""
 WindowPreset = Literal["lung", "bone", "brain", "soft_tissue"]
 """Name of a usual window of CT images; see `images.pixels.CT_WINDOWS`."""
 ImageLayout = Literal["auto", "mvtec", "folder"]

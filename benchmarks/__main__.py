@@ -17,6 +17,8 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "transactions": ("fraud",),
     "known": ("fraud",),
     "scans": ("mri", "pneumoniamnist.npz"),
+    "inserted_lesions": ("mri",),
+    "scan_designs": ("mri", "pneumoniamnist.npz"),
     "parts": ("tiles",),
     "inserted_defects": ("tiles",),
     "promise": ("adbench", "fraud"),

@@ -115,7 +115,9 @@ def load_xray(folder: Path, stride: int) -> Task:
 def load_mri(folder: Path, stride: int) -> Task:
     """Load the MRI task, with lesions inserted into normal test slices."""
     parts = ("train_normal", "test_normal", "test_abnormal")
-    train, normal, tumour = (_read(folder / "mri" / part, SIZES[MRI])[::stride] for part in parts)
+    train, normal, tumour = (
+        read_folder(folder / "mri" / part, SIZES[MRI])[::stride] for part in parts
+    )
     anomaly = np.repeat([False, True], [len(normal), len(tumour)])
     chosen = np.random.default_rng(LESION_SEED).integers(len(normal), size=LESIONS // stride)
     lesions, masks, _ = insert_lesions(normal[chosen, 0], LESION_SEED)
@@ -123,7 +125,8 @@ def load_mri(folder: Path, stride: int) -> Task:
     return Task(SIZES[MRI], train, test, anomaly, lesions[:, None], masks)
 
 
-def _read(folder: Path, size: int) -> Images:
+def read_folder(folder: Path, size: int) -> Images:
+    """Read the JPEG images of a folder as a model of this size does, (N, 1, S, S)."""
     files = sorted(folder.glob("*.jpg"))
     images = [image for file in files for image in read_file(file, DecodeOptions())]
     return np.stack(

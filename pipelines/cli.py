@@ -877,7 +877,8 @@ def traverse(
         list[int] | None,
         typer.Option(
             min=0,
-            help="latent dimension; may be repeated; default: all, of images the most visible 3",
+            help="latent dimension; may be repeated; default: all, of images the most visible 3, "
+            "or principal components if there are more than 48",
         ),
     ] = None,
     span: Annotated[float, typer.Option(help="distance to move in both directions")] = 3.0,

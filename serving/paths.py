@@ -9,6 +9,8 @@ from serving.problems import NOT_FOUND, ProblemError
 
 HEADERS = "anomaly_vae.headers"
 """Key of an ASGI scope under which its headers are kept as a mapping."""
+REQUESTS = "anomaly_vae.requests"
+"""Key of an ASGI scope with the tasks of all requests in progress, from `LimitedProtocol`."""
 PROBES = frozenset(
     {"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready", "/ping", "/health"}
 )

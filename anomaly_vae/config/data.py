@@ -6,10 +6,16 @@ import codecs
 import datetime as dt
 import itertools
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from anomaly_vae.config.base import (
     SPAN_EXAMPLES,
@@ -23,6 +29,7 @@ from anomaly_vae.config.base import (
     utc,
 )
 from anomaly_vae.config.windows import Duration, EntityWindows, seconds
+from anomaly_vae.messages import shown
 from anomaly_vae.types import (
     MAX_BYTES,
     MAX_FRAMES,
@@ -30,6 +37,7 @@ from anomaly_vae.types import (
     MAX_PIXELS,
     MAX_SECONDS,
     MIN_COUNT,
+    MIN_WINDOW_WIDTH,
     RARITY,
     ColumnType,
     Fit,
@@ -469,6 +477,22 @@ class ImageData(DataConfig):
     max_seconds: float = Field(MAX_SECONDS, gt=0)
     """Longest time in seconds for decoding one file; images not decoded by then are refused."""
 
+    @field_validator("intensity_window", mode="wrap")
+    @classmethod
+    def _check_window(cls, value: Any, validated: ValidatorFunctionWrapHandler) -> Any:
+        """Say at once all that a window may be, as pydantic says it for each alternative."""
+        try:
+            window = validated(value)
+        except ValidationError:
+            window = None
+        if window is None or not all(_is_window(one) for one in _each_window(window)):
+            names = ", ".join(get_args(WindowPreset))
+            raise ValueError(
+                f"expected auto, percentile, {names}, [center, width] with a width of at least "
+                f"{MIN_WINDOW_WIDTH}, or three of the latter five, got {shown(value)}"
+            )
+        return window
+
     @model_validator(mode="after")
     def _check_windows(self) -> ImageData:
         windows = self.intensity_window
@@ -533,3 +557,15 @@ class ImageData(DataConfig):
     @property
     def id(self) -> None:
         """No id column: an image is identified by its path."""
+
+
+def _each_window(window: Any) -> tuple[Any, ...]:
+    """Return the windows of a value of `intensity_window`: one or three."""
+    return window if isinstance(window, tuple) and len(window) == 3 else (window,)
+
+
+def _is_window(window: Any) -> bool:
+    """Return whether a window has a name, or a finite center and a sufficient width."""
+    return isinstance(window, str) or (
+        all(map(math.isfinite, window)) and window[1] >= MIN_WINDOW_WIDTH
+    )

@@ -50,6 +50,8 @@ BACKBONE_DEFAULTS: dict[str, Any] = {
     "training": {"beta": 0.3, "keep": "best"},
 }
 """Defaults that `model.backbone` changes."""
+DENSITY_DEFAULTS: dict[str, Any] = {"training": {"beta": 1.0}}
+"""Defaults that likelihoods of images change if they are densities, in nats."""
 
 
 class BaseConfig(Section):
@@ -204,10 +206,12 @@ class ImageConfig(BaseConfig):
 
     @classmethod
     def _implied(cls, value: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the defaults that a backbone changes."""
+        """Return the defaults that a backbone or a likelihood changes."""
         match value.get("model"):
             case {"backbone": str(name)} if name != "none":
                 return BACKBONE_DEFAULTS
+            case {"likelihood": str(name)} if name != "contrast":
+                return DENSITY_DEFAULTS
         return {}
 
     @model_validator(mode="after")

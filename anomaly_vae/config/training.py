@@ -140,6 +140,9 @@ class ImageTrainingConfig(FitConfig):
     batch_size: int | None = Field(None, ge=2)
     """Number of images per batch, at least 2 for batch normalisation; null: 1/32 of the training
     images, rounded to a power of two, 32 to 512."""
+    beta: float = Field(0.03, ge=0)
+    """Weight of the KL term (Higgins et al. 2017); 1 for any other `model.likelihood` than
+    `contrast`, whose energy has no scale of its own."""
     kl_warmup: float = Field(0.2, ge=0, le=1)
     """Fraction of the steps over which the weight of the KL term rises from 0 to `beta`."""
     corruption: CorruptionConfig = CorruptionConfig()

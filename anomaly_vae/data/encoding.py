@@ -256,6 +256,13 @@ class Categorical(_Encoded):
         codes = values.recode(self._index, unseen).astype(np.float32)
         return np.where(codes < 0, np.float32(np.nan), codes)[:, None]
 
+    def code(self, name: str) -> int:
+        """Return the code of one value, as `encode` finds it."""
+        code = self._index.get(name)
+        if code is None:
+            code = self._codes_of_others((name,), 0)[name] if self.bands else 0
+        return code
+
     def _codes_of_others(self, names: Sequence[str], own: int) -> dict[str, int]:
         """Return the codes of those of the names that have none in the index."""
         others = [name for name in names if name not in self._index]

@@ -96,7 +96,8 @@ class ImageVAEDetector(VAEDetector[ImageConfig, ImageSchema]):
     Other integers, such as Hounsfield units, state no range: ``intensity_window`` maps them, by
     default by percentiles of each image; so it maps other floats, if it is a window in numbers or
     by name. Images that are not square are padded, see ``fit_mode``. An image whose pixels are all
-    alike is refused.
+    alike is refused. With ``mask="own"``, the masked pixels of numpy masked arrays do not count,
+    such as those outside the brain.
 
     Most arguments set the configuration key of the same name (docs/configuration.md). An argument
     left at None takes the value of the preset, which is the default given here unless the preset

@@ -13,12 +13,21 @@ from numpy.typing import NDArray
 from anomaly_vae.errors import DataError
 from anomaly_vae.estimators.base import Data, usable
 from anomaly_vae.images.decoders.raster import windowed
+from anomaly_vae.images.masking import OWN
 from anomaly_vae.images.pixels import MAX_PIXEL, DecodedImage, DecodeFailure, DecodeOptions
 from anomaly_vae.images.schema import ImageBatch, ImageSchema
 
 MAX_CHANNELS = 4
 """Length up to which an axis of an array is taken for channels, and not for rows or columns."""
 CHANNELS_FIRST = "move its channels to the last axis: np.moveaxis(X, 1, -1)"
+NOTHING_COUNTS = "all of its pixels are masked; leave it out"
+NO_MASK = (
+    "it has no mask, which the model needs; give a numpy masked array, whose masked pixels do not "
+    "count"
+)
+"""Reason why an array without mask is refused by a model with `data.mask: own`."""
+MASKED = "its masked pixels would count; fit with mask='own', or give X.filled(value)"
+"""Reason why a masked array is refused by any other model."""
 FLOAT_RANGE = (
     "images of floats must lie on [0, 1] and be finite; scale them, or give the window of their "
     "values as intensity_window=(center, width)"
@@ -65,9 +74,22 @@ def _decoded(schema: ImageSchema, image: Any) -> DecodedImage | DecodeFailure:
     if isinstance(image, str | os.PathLike):
         return schema.read(Path(image))
     try:
-        return decoded_image(np.asarray(image), schema.options)
+        return _with_mask(decoded_image(np.asanyarray(image), schema.options), schema)
     except ValueError as error:  # a DataError, or numpy's of rows that differ in length
         return DecodeFailure(str(error), None)
+
+
+def _with_mask(image: DecodedImage, schema: ImageSchema) -> DecodedImage:
+    """Return an image that has a mask if, and only if, the model needs one.
+
+    Raises:
+        DataError: it has none that is needed, or one that would be ignored.
+    """
+    if schema.mask == OWN and image.mask is None:
+        raise DataError(NO_MASK)
+    if schema.mask != OWN and image.mask is not None and not image.mask.all():
+        raise DataError(MASKED)
+    return image
 
 
 def _one_by_one(X: Data) -> Iterable[Any]:
@@ -105,7 +127,8 @@ def decoded_image(
     of the image, as in a TIFF. So it does floats beyond [0, 1], if it has a center and a width.
 
     Args:
-        image: (H, W), (H, W, 1) or (H, W, 3).
+        image: (H, W), (H, W, 1) or (H, W, 3); if it is a numpy masked array, its masked pixels do
+            not count, and their values do not matter.
         options: options of files, of which the intensity window is used.
 
     Raises:
@@ -115,15 +138,27 @@ def decoded_image(
         expected = f"an image must be (H, W), (H, W, 1) or (H, W, 3), got {image.shape}"
         raise DataError(f"{expected}{_shape_remedy(image.shape)}")
     pixels = image[..., 0] if image.shape[2:] == (1,) else image
-    if pixels.dtype == np.uint8:
-        return DecodedImage(pixels.astype(np.uint16) * 257, 0)
-    if _has_range(pixels.dtype):
-        return DecodedImage(pixels.astype(np.uint16), 0)
-    if pixels.dtype.kind in "iu":
-        return DecodedImage(windowed(pixels.astype(np.float64), options), 0)
-    if pixels.dtype.kind != "f":
-        raise DataError(f"images must be integers or floats on [0, 1], got {pixels.dtype}")
-    return DecodedImage(_from_floats(pixels.astype(np.float64), options), 0)
+    if not isinstance(pixels, np.ma.MaskedArray):
+        return DecodedImage(_to_pixels(pixels, options), 0)
+    outside = np.ma.getmaskarray(pixels)
+    counts = ~np.asarray(outside.any(-1) if pixels.ndim == 3 else outside)
+    if not counts.any():
+        raise DataError(NOTHING_COUNTS)
+    filled = np.where(outside, pixels.min(), pixels.data)  # the darkest value, as the air of scans
+    return DecodedImage(_to_pixels(filled, options), 0, mask=counts)
+
+
+def _to_pixels(values: NDArray[Any], options: DecodeOptions) -> NDArray[np.uint16]:
+    """Convert the values of an image to 16 bits; see `decoded_image`."""
+    if values.dtype == np.uint8:
+        return values.astype(np.uint16) * 257
+    if _has_range(values.dtype):
+        return values.astype(np.uint16)
+    if values.dtype.kind in "iu":
+        return windowed(values.astype(np.float64), options)
+    if values.dtype.kind != "f":
+        raise DataError(f"images must be integers or floats on [0, 1], got {values.dtype}")
+    return _from_floats(values.astype(np.float64), options)
 
 
 def _shape_remedy(shape: tuple[int, ...]) -> str:

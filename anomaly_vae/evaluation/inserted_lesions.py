@@ -21,6 +21,8 @@ from anomaly_vae.simulation.scans import insert_lesions
 
 MIN_IMAGES, MAX_IMAGES = 10, 64
 """Number of images below which nothing is measured, and number of images that are used."""
+MIN_LESIONS = 64
+"""Number of lesions: fewer images are used several times, with another lesion each time."""
 MAX_SIDE = 64
 """Side of a map, in pixels, above which only every n-th row and column is compared."""
 DRAWS = 199
@@ -34,7 +36,8 @@ def measure_localization(
 ) -> LocalizationTest | None:
     """Insert a lesion into each image and compare the smoothed maps with the masks.
 
-    The first `MAX_IMAGES` images that a lesion can be inserted into are used.
+    The first `MAX_IMAGES` images are used, unless no lesion can be inserted into them, as often as
+    it takes to come to `MIN_LESIONS` lesions.
 
     Args:
         scorer: scoring kernel of the model.
@@ -44,23 +47,28 @@ def measure_localization(
     Returns:
         The figures; None if there are fewer than `MIN_IMAGES` images.
     """
-    changed = list(_with_lesions(encoding, x))
-    if len(changed) < MIN_IMAGES:
+    if len(x) < MIN_IMAGES:
         return None
-    images, masks = (np.stack(part) for part in zip(*changed, strict=True))
+    changed = list(_with_lesions(encoding, x[:MAX_IMAGES]))
+    sources = np.array([source for source, _, _ in changed])
+    if len(np.unique(sources)) < MIN_IMAGES:
+        return None
+    _, images, masks = (np.stack(part) for part in zip(*changed, strict=True))
     parts = scorer.explain_encoded(encoding.encode(image_batch(images)))
     side = encoding.layout.size
     step = -(-side // MAX_SIDE)
     heat = smoothed(parts.nats.reshape(-1, side, side))[:, ::step, ::step]
-    return _figures(heat, masks[:, ::step, ::step])
+    return _figures(heat, masks[:, ::step, ::step], sources)
 
 
-def _figures(heat: NDArray[np.floating], masks: Mask) -> LocalizationTest:
-    """Compare maps with masks, both (N, H, W), and bootstrap over images."""
+def _figures(
+    heat: NDArray[np.floating], masks: Mask, sources: NDArray[np.intp]
+) -> LocalizationTest:
+    """Compare maps with masks, both (N, H, W), and bootstrap over their source images (N,)."""
     found = pixel_figures(list(heat), list(masks))
     ranking = Ranking(heat.ravel(), masks.ravel())
     pixels = heat[0].size
-    drawn = draws(np.zeros(len(heat), bool), DRAWS)
+    drawn = draws(np.zeros(len(heat), bool), DRAWS, unit=sources)
     bound = interval(float(ranking.auroc(np.repeat(counts, pixels))) for counts in drawn)
     return LocalizationTest(
         len(heat),
@@ -71,10 +79,16 @@ def _figures(heat: NDArray[np.floating], masks: Mask) -> LocalizationTest:
     )
 
 
-def _with_lesions(encoding: ImageEncoding, x: Matrix) -> Iterator[tuple[NDArray[np.float32], Mask]]:
-    """Yield images (C, S, S) with a lesion and its mask; images without tissue are left out."""
-    images = x[:MAX_IMAGES].reshape(-1, *encoding.layout.shape)
-    for seed, whole in enumerate(images):
+def _with_lesions(
+    encoding: ImageEncoding, x: Matrix
+) -> Iterator[tuple[int, NDArray[np.float32], Mask]]:
+    """Yield positions of images, the images (C, S, S) with a lesion, and the lesions' masks.
+
+    Images without tissue are left out.
+    """
+    rounds = -(-MIN_LESIONS // len(x))
+    for seed in range(rounds * len(x)):
+        whole = x[seed % len(x)].reshape(encoding.layout.shape)
         inside = whole > LIMIT
         image = encoding.fill(whole, float(whole[inside].min()))
         grey = image.mean(0)
@@ -86,4 +100,4 @@ def _with_lesions(encoding: ImageEncoding, x: Matrix) -> Iterator[tuple[NDArray[
             continue
         lesion = image + (changed[0] - unit) * span
         lesion = lesion if encoding.intensity == "standardise" else np.clip(lesion, 0, 1)
-        yield np.where(inside, lesion, whole), masks[0] & inside[0]
+        yield seed % len(x), np.where(inside, lesion, whole), masks[0] & inside[0]

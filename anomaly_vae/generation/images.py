@@ -17,7 +17,7 @@ from torch import Tensor
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config.training import CorruptionConfig
 from anomaly_vae.data.encoding import Matrix
-from anomaly_vae.errors import BundleError
+from anomaly_vae.errors import BundleError, ConfigError
 from anomaly_vae.generation.latent_space import (
     Rows,
     Shape,
@@ -45,6 +45,7 @@ __all__ = [
     "sample",
     "to_pictures",
     "traverse",
+    "traverse_components",
 ]
 
 MIN_ERROR = 1e-10
@@ -188,6 +189,46 @@ def traverse(
     """
     which, values, z = traversal(start_latent(bundle, rows), dims, span, steps)
     return which.numpy(), values.numpy(), decode(bundle, z)
+
+
+def traverse_components(
+    bundle: Bundle, rows: Rows | None, which: Sequence[int], span: float = 3.0, steps: int = 7
+) -> tuple[NDArray[np.int64], NDArray[np.float32], Matrix]:
+    """Move along one principal component of the training latents after the other.
+
+    Models with latents at many places have thousands of them, each of which changes a small part of
+    a picture. A component is a direction in which the latents of the training images vary together,
+    such as with the size of a head; component 0 is the one in which they vary most.
+
+    Args:
+        bundle: an image model.
+        rows: the start is the posterior mean of the first image. None: the mean of the latents.
+        which: D components to move along, from 0.
+        span: largest distance from the start to either side, in standard deviations.
+        steps: number of distances T per component.
+
+    Returns:
+        the component (D · T,), the distance (D · T,), and the pictures.
+
+    Raises:
+        ConfigError: a component does not exist, the span is not positive, or there are no steps.
+        DataError: ``rows`` is empty.
+
+    Example:
+        >>> from anomaly_vae import ImageVAEDetector
+        >>> images = np.random.default_rng(0).normal(0.5, 0.1, (40, 16, 16)).clip(0, 1)
+        >>> detector = ImageVAEDetector(network="dense", size=16, epochs=1, alpha=0.2).fit(images)
+        >>> which, distance, pictures = traverse_components(detector.bundle_, None, [0], steps=3)
+        >>> which.tolist(), distance.tolist(), pictures.shape
+        ([0, 0, 0], [-3.0, 0.0, 3.0], (3, 1, 16, 16))
+    """
+    drawing = load_model(bundle).drawing
+    if drawing is None:
+        raise ConfigError("the model stores no components; choose dimensions")
+    component, distance, moved = traversal(torch.zeros(len(drawing.basis)), which, span, steps)
+    start = drawing.mean if rows is None else start_latent(bundle, rows)
+    pictures = decode(bundle, start + moved @ drawing.basis.flip(0))
+    return component.numpy(), distance.numpy(), pictures
 
 
 def grid(bundle: Bundle, steps: int) -> tuple[NDArray[np.float32], Matrix]:

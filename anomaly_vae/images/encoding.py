@@ -96,6 +96,11 @@ class ImageEncoding:
         side = self.tiling.side if self.tiling else self.layout.size
         return ImageLayout(self.layout.channels, side)
 
+    @property
+    def standardises_pieces(self) -> bool:
+        """Whether all pixels that the model sees at once are standardised together."""
+        return self.intensity == "standardise" and not self.tiling and not self.masked
+
     def pieces(self, x: Matrix) -> Matrix:
         """Return what the model sees of N encoded images (N, F): the images or all tiles of them.
 

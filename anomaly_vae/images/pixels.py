@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly_vae.errors import ConfigError, DataError
-from anomaly_vae.types import MAX_BYTES, MAX_FRAMES, MAX_PIXELS, MAX_SECONDS, Window, WindowPreset
+from anomaly_vae.types import (
+    MAX_BYTES,
+    MAX_FRAMES,
+    MAX_PIXELS,
+    MAX_SECONDS,
+    MIN_WINDOW_WIDTH,
+    Window,
+    WindowPreset,
+)
 
 Pixels = NDArray[np.uint16]
 Bounds = tuple[float, float]
@@ -117,7 +125,10 @@ class DecodeOptions:
                     "intensity_window: choose auto, percentile or a center and a width",
                     key="intensity_window",
                 )
-        elif not (all(map(math.isfinite, self.intensity_window)) and self.intensity_window[1] >= 1):
+        elif not (
+            all(map(math.isfinite, self.intensity_window))
+            and self.intensity_window[1] >= MIN_WINDOW_WIDTH
+        ):
             raise ConfigError(
                 "intensity_window: the width must be 1 or more", key="intensity_window"
             )

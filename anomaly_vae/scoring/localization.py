@@ -26,7 +26,7 @@ class LocalizationTest:
     """How well a model's maps show lesions that were inserted into held-out normal images."""
 
     images: int
-    """Number of images with an inserted lesion."""
+    """Number of images with an inserted lesion, of which several may be copies of one."""
     auroc: float
     """AUROC of pixels."""
     auroc_low: float
@@ -40,6 +40,18 @@ class LocalizationTest:
     def localizes(self) -> bool:
         """Whether maps show where anomalies are, so that they may be drawn."""
         return self.auroc_low > MIN_AUROC and self.average_precision > MIN_LIFT * self.base_rate
+
+    @staticmethod
+    def remedy(config: Mapping[str, Any]) -> str:
+        """Return what may help if maps do not show where anomalies are.
+
+        Args:
+            config: the configuration that the model was trained with.
+        """
+        backbone = config["model"].get("backbone", "none") != "none"
+        if backbone or config["score"]["type"] == "contamination":
+            return "train with more normal images"
+        return "train with model.localization_head: true and score: contamination"
 
     def __str__(self) -> str:
         return (

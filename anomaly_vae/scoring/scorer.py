@@ -6,9 +6,10 @@ and frozen random draws. Rows are scored in tiles of constant size, so memory is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,6 +135,8 @@ class Scorer:
         """Whether the model has learned from known anomalies."""
         self._properties: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         self._tile_rows = int(self._properties.get(TILE_ROWS, encoding.tile))
+        self._block = min(encoding.tile, BLOCK_ROWS)
+        self._alone: dict[tuple[str, ...], BoundRun] = {}
 
     @cached_property
     def known_columns(self) -> tuple[int, ...]:
@@ -203,20 +206,62 @@ class Scorer:
     def _run(self, outputs: tuple[str, ...], x: Matrix) -> list[NDArray[Any]]:
         """Run the graph on one tile, padded to a multiple of `BLOCK_ROWS`."""
         rows = len(x)
-        x = padded(x, min(self.encoding.tile, BLOCK_ROWS))
+        if rows == 1 < self._block and "nats" not in outputs:
+            return self._run_alone(outputs, x)
+        x = padded(x, self._block)
         given = {"x": x} if "nats" in outputs else {"x": x, **self._brief}
         parts: list[NDArray[Any]] = self._session.run(outputs, given)
         return [part[:rows] for part in parts]
+
+    def _run_alone(self, outputs: tuple[str, ...], x: Matrix) -> list[NDArray[Any]]:
+        """Run the graph on one row (1, F), in memory that the first such run allocates."""
+        run = self._alone.get(outputs)
+        if run is None:
+            block = x.repeat(self._block, axis=0)
+            run = self._alone[outputs] = BoundRun(self._session, outputs, block, self._brief)
+        return run(x)
+
+
+class BoundRun:
+    """Runs of a graph on lone rows, with inputs and outputs in the same memory every time.
+
+    Args:
+        session: the graph.
+        outputs: names of the outputs.
+        block: a block (B, F) of rows, which is overwritten.
+        others: further inputs.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        outputs: Sequence[str],
+        block: Matrix,
+        others: Mapping[str, NDArray[Any]],
+    ) -> None:
+        self._session, self._rows, self._lock = session, block, Lock()
+        self._inputs = {"x": block, **others}  # the session does not keep this memory alive
+        self._outputs: list[NDArray[Any]] = session.run(outputs, self._inputs)
+        self._binding = session.io_binding()
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value))
+        for name, value in zip(outputs, self._outputs, strict=True):
+            self._binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(value))
+
+    def __call__(self, x: Matrix) -> list[NDArray[Any]]:
+        """Return the outputs for one row (1, F), each with one element."""
+        with self._lock:
+            self._rows[:] = x
+            self._session.run_with_iobinding(self._binding)
+            return [part[:1].copy() for part in self._outputs]
 
 
 def padded(x: Matrix, block: int) -> Matrix:
     """Repeat the last row until the number of rows is a multiple of ``block``, and not 0.
 
-    Without rows, all values are 0. A lone row, for which a request waits, is repeated in one step.
+    Without rows, all values are 0.
     """
     rows = len(x)
-    if rows == 1:
-        return x.repeat(block, axis=0)
     if rows and rows % block == 0:
         return x
     last = x[-1:] if rows else np.zeros((1, x.shape[1]), x.dtype)

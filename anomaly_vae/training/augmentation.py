@@ -159,17 +159,15 @@ def augmented(images: Tensor, config: AugmentationConfig, generator: Generator) 
     return turned(images, angle, mirror)
 
 
-def turned(images: Tensor, angle: Tensor, mirror: Tensor, zoom: Tensor | None = None) -> Tensor:
-    """Rotate, mirror and zoom images by bilinear sampling.
+def turned(images: Tensor, angle: Tensor, mirror: Tensor) -> Tensor:
+    """Rotate and mirror images by bilinear sampling.
 
     Args:
         images: (N, C, H, W).
         angle: (N,), rotation in radians.
         mirror: (N,), −1 to mirror left to right, else 1.
-        zoom: (N,), scale of the sampled field; above 1 the content shrinks. None means 1.
     """
-    scale = torch.ones_like(angle) if zoom is None else zoom
-    cos, sin, zero = scale * torch.cos(angle), scale * torch.sin(angle), torch.zeros_like(angle)
+    cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
     rows = torch.stack([mirror * cos, -sin, zero, mirror * sin, cos, zero], 1).view(-1, 2, 3)
     grid = F.affine_grid(rows, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -273,8 +274,9 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
         """Augment, corrupt and insert synthetic anomalies; see `Kind.views`."""
         if config.model.backbone != "none":
             return NoisyCells(0.0, range(N_FEATURES), PATCH_NOISE, N_FEATURES)
-        training, insert = config.training, synthetic if config.model.localization_head else None
-        layout = encoding.model_layout
+        training, layout = config.training, encoding.model_layout
+        head = config.model.localization_head
+        insert = partial(synthetic, standardise=encoding.standardises_pieces) if head else None
         return DistortedImages(layout, training.augmentation, training.corruption, insert)
 
     def finalize(self, model: VAE, config: ImageConfig, train: Matrix, validation: Matrix) -> None:

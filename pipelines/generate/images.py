@@ -8,8 +8,9 @@ whose column ``image`` holds each picture as the bytes of a PNG file. `latent` d
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,9 @@ def traverse(
 ) -> Summary:
     """Write how the first input image, or the prior's mean, changes along each latent dimension.
 
-    The last column of a sheet shows which pixels a dimension changes.
+    Without ``dims``, a model of more than `TRIED` latents, each of which changes a small part of a
+    picture, is shown along the principal components of the latents of its training images. The
+    last column of a sheet shows which pixels change.
 
     Args:
         bundle: the model.
@@ -169,29 +172,78 @@ def traverse(
     """
     _check(out, (steps + 1) * (DIMENSIONS if dims is None else len(dims)))
     source = read_source(bundle, paths)
-    activities, unit = activity(bundle, source.x), _unit(bundle)
     start = source.x if paths else None
-    if dims is None:
-        dims = _most_visible(bundle, start, most_active(activities, TRIED), span)
-    which, values, pictures = images.traverse(bundle, start, dims, span, steps)
-    share = activities[list(dims)].tolist()
-    rows = [f"z{dim}: {one:.2f} {unit}" for dim, one in zip(dims, share, strict=True)]
-    shown, captions = _with_change(pictures, values, steps)
-    _write(out, Sheet(shown, captions, steps + 1, rows), {"dim": which, "z": values}, pictures)
-    more = {"dims": list(dims), "activity": share, "unit": unit}
-    return _summary(out, len(pictures), source.rejected) | more
+    if dims is None and _has_components(bundle):
+        made = _along_components(bundle, start, span, steps)
+    else:
+        made = _along_latents(bundle, source.x, start, dims, span, steps)
+    shown, captions = _with_change(made.pictures, made.values, steps)
+    facts = {made.name: made.which, "z": made.values}
+    _write(out, Sheet(shown, captions, steps + 1, made.rows), facts, made.pictures)
+    return _summary(out, len(made.pictures), source.rejected) | made.said
 
 
-def _most_visible(
-    bundle: Bundle, start: Rows | None, dims: Sequence[int], span: float
-) -> list[int]:
+@dataclass(frozen=True, eq=False)
+class Traversal:
+    """Pictures (D · T, C, S, S) along D dimensions or components, and what is said of them."""
+
+    name: str
+    """What is moved: "dim" or "component"."""
+    which: NDArray[np.int64]
+    values: NDArray[np.float32]
+    pictures: Matrix
+    rows: Sequence[str]
+    """Titles of the D rows."""
+    said: Summary
+
+
+def _has_components(bundle: Bundle) -> bool:
+    """Return whether single latents show little, and the components of many are known."""
+    model = load_model(bundle)
+    return model.drawing is not None and model.latent_dim > TRIED
+
+
+def _along_components(bundle: Bundle, start: Rows | None, span: float, steps: int) -> Traversal:
+    """Move along the components that change pictures most."""
+    drawing = load_model(bundle).drawing
+    assert drawing is not None
+    move = partial(images.traverse_components, bundle, start)
+    chosen = _most_visible(move, range(len(drawing.basis)), span)
+    made = move(chosen, span, steps)
+    rows = [f"component {number}" for number in chosen]
+    return Traversal("component", *made, rows, {"components": chosen, "unit": "sd"})
+
+
+def _along_latents(
+    bundle: Bundle,
+    x: Tensor,
+    start: Rows | None,
+    dims: Sequence[int] | None,
+    span: float,
+    steps: int,
+) -> Traversal:
+    """Move the given latents, or those that change pictures most, of the most active ones."""
+    activities, unit = activity(bundle, x), _unit(bundle)
+    move = partial(images.traverse, bundle, start)
+    chosen = dims or _most_visible(move, most_active(activities, TRIED), span)
+    made = move(chosen, span, steps)
+    share = activities[list(chosen)].tolist()
+    rows = [f"z{dim}: {one:.2f} {unit}" for dim, one in zip(chosen, share, strict=True)]
+    said = {"dims": list(chosen), "activity": share, "unit": unit}
+    return Traversal("dim", *made, rows, said)
+
+
+Move = Callable[[Sequence[int], float, int], tuple[NDArray[Any], NDArray[Any], Matrix]]
+"""Function (dimensions, span, steps) that returns what `images.traverse` does."""
+
+
+def _most_visible(move: Move, dims: Sequence[int], span: float) -> list[int]:
     """Return the dimensions whose two ends differ most, by the mean over pixels."""
-    which, _, pictures = images.traverse(bundle, start, dims, span, steps=2)
+    which, _, pictures = move(dims, span, 2)
     ends = pictures.reshape(len(dims), 2, -1)
     change = np.abs(ends[:, 1] - ends[:, 0]).mean(1)
-    first: list[int] = which.reshape(-1, 2)[
-        np.argsort(-change, kind="stable")[:DIMENSIONS], 0
-    ].tolist()
+    order = np.argsort(-change, kind="stable")[:DIMENSIONS]
+    first: list[int] = which.reshape(-1, 2)[order, 0].tolist()
     return first
 
 

@@ -178,9 +178,9 @@ def show_localization(bundle: Bundle) -> None:
         return
     console.info(f"Heatmaps: {test}")
     if not test.localizes:
-        head = "train with model.localization_head: true and score: contamination"
+        remedy = test.remedy(bundle.manifest["config"])
         console.info(
-            f"This score does not localise, so that no heat is drawn; to see where, {head}"
+            f"This score does not localise, so that no heat is drawn; to see where, {remedy}"
         )
 
 

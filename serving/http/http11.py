@@ -22,6 +22,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.observability.metrics import Metrics
+from serving.paths import REQUESTS
 from serving.problems import (
     HEAD_TOO_LARGE,
     MALFORMED,
@@ -244,7 +245,8 @@ class LimitedProtocol(HttpToolsProtocol):
             self._check_head_size()
         self._check_head()
         super().on_headers_complete()
-        self.headers = DISCARDED_HEADERS
+        scope: Any = self.scope
+        scope[REQUESTS], self.headers = self.tasks, DISCARDED_HEADERS
         self.unanswered += 1
         self.in_head, self.transport.lingers = False, True
 

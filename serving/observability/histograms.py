@@ -62,11 +62,12 @@ class Observations:
         self._sum.inc(value)
         self._counts[bisect_left(self._bound_list, value)].inc()
 
-    def observe_many(self, values: NDArray[Any]) -> None:
-        """Record each of ``values`` (N,)."""
-        if len(values) == 1:
-            self.observe(float(values[0]))
+    def observe_many(self, sequence: Sequence[float] | NDArray[Any]) -> None:
+        """Record each of N values."""
+        if len(sequence) == 1:
+            self.observe(float(sequence[0]))
             return
+        values = np.asarray(sequence)
         counts = np.bincount(self._bounds.searchsorted(values))
         for counter, count in zip(self._counts, counts.tolist(), strict=False):
             if count:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -116,7 +116,7 @@ class ModelMetrics:
     ) -> None:
         """Count N scored rows; ``x`` (N, F) and ``batch`` are the rows of a table."""
         self.scored.inc(len(detections.score))
-        if flagged := int(detections.is_anomaly.sum()):
+        if flagged := int(np.count_nonzero(detections.is_anomaly)):
             self.flagged.inc(flagged)
         if unusual := detections.unusual:
             self.unusual.inc(unusual)
@@ -136,9 +136,12 @@ class ColumnMetrics:
         levels = {c.name: first[c.name] for c in encoding.columns if isinstance(c, Categorical)}
         self._unseen = [metrics.unseen.labels(model, name) for name in levels]
         self._levels = np.array(list(levels.values()), np.intp)
+        self._level_list = list(levels.values())
 
     def observe(self, x: Matrix) -> None:
         """Count missing values and unseen categories of encoded rows (N, F)."""
+        if len(x) == 1 and self._is_complete(x[0].tolist()):
+            return
         for counters, mask in (
             (self._missing, np.isnan(x[:, self._columns])),
             (self._unseen, x[:, self._levels] == 0),
@@ -147,6 +150,10 @@ class ColumnMetrics:
                 for index, count in enumerate(mask.sum(axis=0).tolist()):
                     if count:
                         counters[index].inc(count)
+
+    def _is_complete(self, row: Sequence[float]) -> bool:
+        """Return whether there is nothing to count in a lone row (F,), without using arrays."""
+        return not any(map(math.isnan, row)) and all(map(row.__getitem__, self._level_list))
 
 
 class PairMetrics:

@@ -7,7 +7,7 @@ would take longer than scoring them; large requests are scored on a worker threa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, get_args
 
@@ -22,7 +22,7 @@ from anomaly_vae.messages import shown
 from anomaly_vae.scoring.detector import Detections, Explanation, explanations
 from serving.models.store import ServedModel
 from serving.observability import logs
-from serving.paths import HEADERS
+from serving.paths import HEADERS, REQUESTS
 from serving.problems import INVALID_REQUEST, ProblemError
 from serving.scoring import requests, responses, schemas, windows
 from serving.scoring.batcher import ModelBatcher
@@ -62,13 +62,23 @@ class RecordHandler(RequestHandler):
         parts = self.metrics, resources.observers, self._windows
         self.batcher = ModelBatcher(model, decoder, *parts)
 
-    def read_head(self, scope: Scope) -> None:
-        """Refuse media types other than JSON, and query parameters that are only for images."""
+    def read_head(self, scope: Scope) -> Collection[Any]:
+        """Refuse media types other than JSON, and query parameters that are only for images.
+
+        Returns:
+            The requests in progress, which change while the body is read.
+        """
         requests.check_media_type(scope[HEADERS])
         requests.check_query(scope["query_string"])
+        in_progress: Collection[Any] = scope.get(REQUESTS, ())
+        return in_progress
 
     async def answer(
-        self, body: bytes, _: None, receive: Receive, log_fields: logs.LogFields
+        self,
+        body: bytes,
+        in_progress: Collection[Any],
+        receive: Receive,
+        log_fields: logs.LogFields,
     ) -> bytes:
         """Answer on the event loop if that is fast enough, else on a worker thread."""
         run_on_thread = self.resources.run_on_thread
@@ -78,7 +88,7 @@ class RecordHandler(RequestHandler):
         if decoded := self._decode(body):
             log_fields["records"] = len(decoded.rows)
             if self.is_inline(len(decoded.rows)):
-                return await self.batcher.submit(decoded, body)
+                return await self.batcher.submit(decoded, body, alone=len(in_progress) == 1)
             return await run_on_thread(receive, self.batcher.answer, decoded, body)
         strict = self._decode_strictly(body)
         log_fields["records"] = count = len(strict.request.records)

@@ -18,12 +18,13 @@ import numpy as np
 
 from anomaly_vae.client.types import ResultId
 from anomaly_vae.data.column_types import Storage
-from anomaly_vae.data.converters import Levels, levels_from_values
+from anomaly_vae.data.converters import MISSING, Levels, level_name, levels_from_values
 from anomaly_vae.data.schema import Column, RawBatch, TabularSchema, Values
 from serving.scoring import schemas
 
-Rows: TypeAlias = list[tuple[Any, ...]]
-"""Cells of N rows, in the order of `RowDecoder.names`."""
+Row: TypeAlias = tuple[Any, ...]
+"""Cells of a row, in the order of `RowDecoder.names`, followed by unused ones."""
+Rows: TypeAlias = list[Row]
 Ids: TypeAlias = list[Any]
 """Ids of N rows; None where a row has none."""
 
@@ -48,7 +49,7 @@ class RowDecoder:
     def __init__(self, schema: TabularSchema, id_column: str | None = None) -> None:
         columns = sorted(schema.columns, key=lambda column: ORDER.index(column.spec.storage))
         self.names = [column.name for column in columns]
-        self._interpret = schema.interpret
+        self._interpret, self._literal_text = schema.interpret, schema.literal_text
         unused = sorted(name for name in schema.known - set(self.names) if is_supported(name))
         self._cells, self._empty = itemgetter(slice(len(columns))), (None,) * len(columns)
         positions = {name: position for position, name in enumerate([*self.names, *unused])}
@@ -97,6 +98,20 @@ class RowDecoder:
         times = np.array([seconds for seconds, _ in parsed]).T.tolist()
         pairs = zip(rows, times, strict=True)
         return [(*row[:first], *seconds, *row[last:]) for row, seconds in pairs]
+
+    def plain(self, row: Row) -> list[Any]:
+        """Return numbers and the names of levels of a row, in the order of `names`."""
+        count, last = self._numbers, len(self.names)
+        names = [level_name(cell) for cell in row[count:last]]
+        if not self._literal_text:
+            names = [None if name in MISSING else name for name in names]
+        return [*row[:count], *names]
+
+    def times(self, row: Row) -> RawBatch | None:
+        """Return a batch of the times in a row; None if there are none."""
+        if not self._times:
+            return None
+        return RawBatch({self.names[i]: np.array([row[i]], np.float64) for i in self._times}, 1)
 
     def batch(self, rows: Rows) -> RawBatch:
         """Convert rows, which may come from several bodies, into a batch."""

@@ -40,7 +40,7 @@ def test_a_bug_says_nothing_of_the_inside(client, caplog, monkeypatch, records, 
     def broken(*_):
         raise RuntimeError("secret amount 1234.56")
 
-    monkeypatch.setattr("anomaly_vae.data.encoding.TabularEncoding.encode", broken)
+    monkeypatch.setattr("anomaly_vae.scoring.detector.Detector.decide", broken)
     body = {"records": records[:1], "explain": explain}
     problem = refused(post(client, body), 500, "internal")
     assert "secret" not in json.dumps(problem)

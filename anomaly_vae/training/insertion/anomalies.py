@@ -7,21 +7,16 @@ how much a pixel was changed (Schlüter et al. 2022, Natural Synthetic Anomalies
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Generator, Tensor
 
 from anomaly_vae.images.encoding import STANDARDISED_STD
-from anomaly_vae.training.augmentation import turned
 from anomaly_vae.training.insertion.blending import with_patches
 from anomaly_vae.training.insertion.draws import Choices, Draw, box_blur, mixed
 from anomaly_vae.training.insertion.fillings import filling
 from anomaly_vae.training.insertion.shapes import ellipses, islands, lines
+from anomaly_vae.training.insertion.variation import standardised, toned, warped
 
-MAX_ROTATION, MAX_ZOOM = math.radians(12), 0.12
-"""Maximum rotation in either direction, in radians, and maximum relative change of scale, before
-anomalies are inserted."""
 BACKGROUND = 0.03
 """Maximum difference from an image's minimum at which a pixel is background, where nothing is
 inserted."""
@@ -31,15 +26,15 @@ LABEL_STEEPNESS = 20.0
 """Steepness of the label, per standard deviation of the image intensities."""
 
 
-def synthetic(images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Insert anomalies into two copies of each image, after random geometric changes.
-
-    Each copy is rotated, mirrored and zoomed at random, so that the network sees more normal
-    variation than the training images contain.
+def synthetic(
+    images: Tensor, generator: Generator, standardise: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Insert anomalies into two copies of each image, which are first varied at random.
 
     Args:
-        images: (N, C, H, W), standardised.
+        images: (N, C, H, W), of about the standard deviation of standardised images.
         generator: source of all randomness.
+        standardise: whether the changed images are standardised, as those that are scored are.
 
     Returns:
         changed images (2N, C, H, W) and the labels of their pixels (2N, 1, H, W).
@@ -51,24 +46,35 @@ def synthetic(images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         >>> changed.shape[0], bool(((labels >= 0) & (labels <= 1)).all())
         (6, True)
     """
-    twice = images.repeat(2, 1, 1, 1)
-    draws = torch.rand((3, len(twice)), generator=generator, device=images.device)
-    angle, zoom = (2 * draws[0] - 1) * MAX_ROTATION, 1 + (2 * draws[1] - 1) * MAX_ZOOM
-    mirror = torch.where(draws[2] < 0.5, -1.0, 1.0)
-    return inserted(turned(twice, angle, mirror, zoom), generator)
+    placed = warped(images.repeat(2, 1, 1, 1), generator)
+    changed, labels = inserted(toned(placed, generator), generator, tissue_of(placed))
+    return (standardised(changed) if standardise else changed), labels
 
 
-def inserted(images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+def inserted(
+    images: Tensor, generator: Generator, tissue: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Insert anomalies into images (N, C, H, W), standardised.
+
+    Args:
+        images: (N, C, H, W).
+        generator: source of all randomness.
+        tissue: (N, 1, H, W), True where something may be inserted; None finds it.
 
     Returns:
         changed images (N, C, H, W) and the labels of their pixels (N, 1, H, W).
     """
+    tissue = tissue_of(images) if tissue is None else tissue
     darkest = images.amin((2, 3), keepdim=True)
-    tissue = (images > darkest + BACKGROUND).amax(1, keepdim=True)
     made = mixed(Draw(images, tissue, images, tissue, generator), KINDS)
     changed = torch.maximum(made[:, 1:], darkest)
     return changed, _labels(changed - images) * made[:, :1]
+
+
+def tissue_of(images: Tensor) -> Tensor:
+    """Return where images (N, C, H, W) are no background, (N, 1, H, W)."""
+    darkest = images.amin((2, 3), keepdim=True)
+    return (images > darkest + BACKGROUND).amax(1, keepdim=True)
 
 
 def _clean(draw: Draw) -> Tensor:

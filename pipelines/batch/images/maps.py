@@ -15,6 +15,7 @@ from anomaly_vae.images.heatmaps import region_pixels
 from anomaly_vae.images.map_files import nifti_map, npy_map, tiff_map
 from anomaly_vae.images.pixels import DecodedImage
 from anomaly_vae.images.schema import ImageSchema
+from anomaly_vae.scoring.localization import LocalizationTest
 from anomaly_vae.scoring.modality import image_modality
 from pipelines import console
 from pipelines.batch import MapFormat
@@ -38,13 +39,13 @@ MAPS_REFUSED = "maps_refused"
 """Summary key: number of files with flagged images whose maps cannot be written."""
 NO_LOCALIZATION = (
     "this score does not localise: the maps show what each pixel adds to the score, and not where "
-    "anomalies are; train with model.localization_head: true and score: contamination to see where"
+    "anomalies are; to see where, {remedy}"
 )
 """Message about maps of a model whose maps do not show inserted lesions."""
 NOT_DICOM = "it is not DICOM, so there is no instance to refer to; write --maps npy or tiff"
 NO_SEGMENTS = (
-    "--maps dicom-seg: this score does not localise, so its regions are no segments; train with "
-    "model.localization_head: true and score: contamination, or leave it out"
+    "--maps dicom-seg: this score does not localise, so its regions are no segments; {remedy}, or "
+    "leave it out"
 )
 
 
@@ -76,9 +77,10 @@ class MapWriter:
             ConfigError: They do not, and their regions are to be segments.
         """
         if not source.bundle.localizes:
+            remedy = LocalizationTest.remedy(source.bundle.manifest["config"])
             if format_ == MapFormat.DICOM_SEG:
-                raise ConfigError(NO_SEGMENTS)
-            console.info(NO_LOCALIZATION)
+                raise ConfigError(NO_SEGMENTS.format(remedy=remedy))
+            console.info(NO_LOCALIZATION.format(remedy=remedy))
         return cls(source, folder, format_)
 
     @property

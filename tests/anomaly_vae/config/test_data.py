@@ -94,8 +94,30 @@ def test_a_window_is_a_word_or_two_numbers() -> None:
     named = validate_config(merged(SCANS, {"data": {"intensity_window": "soft_tissue"}}))
     assert isinstance(named, ImageConfig)
     assert named.data.intensity_window == "soft_tissue"
-    with pytest.raises(ConfigError, match=r"data\.intensity_window"):
-        validate_config(merged(SCANS, {"data": {"intensity_window": "liver"}}))
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        "liver",
+        None,
+        3,
+        [40],
+        [40, 0],
+        [40, ".inf"],
+        ["lung"] * 4,
+        ["lung", "liver", "bone"],
+        [[1, 2, 3]],
+    ],
+)
+def test_a_wrong_window_is_told_all_that_it_may_be(window: object) -> None:
+    given = {"data": {"channels": 3, "intensity_window": window}}
+    with pytest.raises(ConfigError) as refused:
+        validate_config(merged(SCANS, given))
+    assert str(refused.value).startswith(
+        "data.intensity_window: expected auto, percentile, lung, bone, brain, soft_tissue, "
+        "[center, width] with a width of at least 1, or three of the latter five, got "
+    )
 
 
 def test_late_labels_need_ids_and_are_not_part_of_the_model() -> None:

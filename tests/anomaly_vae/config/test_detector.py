@@ -107,6 +107,24 @@ def test_a_backbone_changes_defaults_that_are_not_given() -> None:
     assert (config.data.size, config.training.beta) == (32, 1)
 
 
+@pytest.mark.parametrize(
+    ("given", "beta"),
+    [
+        ({}, 0.03),
+        ({"model": {"likelihood": "contrast"}}, 0.03),
+        ({"model": {"likelihood": "gaussian"}}, 1.0),
+        ({"model": {"likelihood": "structural"}, "training": {"beta": 0.5}}, 0.5),
+        ({"model": {"likelihood": "laplace"}, "preset": "best"}, 1.0),
+    ],
+)
+def test_the_kl_term_counts_in_full_only_beside_a_density(
+    given: dict[str, Any], beta: float
+) -> None:
+    config = validate_config(merged(SCANS, given))
+    assert config.training.beta == beta
+    assert validate_config(config.model_dump()) == config
+
+
 def test_the_manifest_names_a_backbone_only_where_there_is_one() -> None:
     plain, with_one = (validate_config(merged(SCANS, {"model": model})) for model in ({}, BACKBONE))
     assert "backbone" not in plain.recorded()["model"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from anomaly_vae.errors import DataError
 from anomaly_vae.estimators.image_inputs import decoded_image, decoded_images, prepare_images
 from anomaly_vae.images.decoding import read_bytes
+from anomaly_vae.images.encoding import IMAGE
 from anomaly_vae.images.pixels import CT_WINDOWS, MAX_PIXEL, DecodedImage, DecodeOptions
 from anomaly_vae.images.schema import ImageSchema
 from tests.support.raster_files import tiff
@@ -91,3 +93,64 @@ def test_a_list_of_volumes_is_refused_with_the_remedy() -> None:
     volumes = [np.zeros((5, 20, 20), np.uint8), np.zeros((7, 20, 20), np.uint8)]
     with pytest.raises(DataError, match=r"got \(5, 20, 20\); .* np.concatenate\(volumes\)"):
         prepare_images(SCHEMA, decoded_images(SCHEMA, volumes))
+
+
+# ---------------------------------------------------------------- masked arrays
+
+
+def brains() -> np.ma.MaskedArray:
+    """Return four images of int16, of which a square counts, with rubbish outside."""
+    images = random.integers(0, 100, (4, 16, 16)).astype(np.int16)
+    outside = np.ones(images.shape, bool)
+    outside[:, 4:12, 3:13] = False
+    images[outside] = -32768
+    return np.ma.masked_array(images, mask=outside)
+
+
+OWN_SCHEMA = replace(SCHEMA, mask="own")
+
+
+@pytest.mark.parametrize("given", [brains(), list(brains()), brains()[..., None]])
+def test_masked_pixels_do_not_count(given: Any) -> None:
+    encoded = prepare_images(OWN_SCHEMA, decoded_images(OWN_SCHEMA, given)).values[IMAGE]
+    inside = encoded.reshape(4, 16, 16) >= 0
+    assert inside[:, 4:12, 3:13].all()
+    assert inside.sum() == 4 * 80
+
+
+def test_the_values_of_masked_pixels_do_not_matter() -> None:
+    images, other = brains(), brains()
+    other.data[:] = np.where(other.mask, 32767, images.data)
+    for one, two in zip(images, other, strict=True):
+        np.testing.assert_array_equal(decoded_image(one).pixels, decoded_image(two).pixels)
+    floats = images.astype(np.float32) / 100
+    floats.data[floats.mask] = np.nan
+    assert decoded_image(floats[0]).pixels.max() <= MAX_PIXEL
+
+
+def test_a_channel_that_is_masked_masks_the_pixel() -> None:
+    colours = np.ma.masked_array(random.random((8, 8, 3)))
+    colours[2, 3, 1] = np.ma.masked
+    mask = decoded_image(colours).mask
+    assert mask is not None
+    assert (~mask).nonzero() == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("schema", "given", "reason"),
+    [
+        (SCHEMA, brains(), r"its masked pixels would count; fit with mask='own', or give X.filled"),
+        (OWN_SCHEMA, brains().data, "it has no mask, which the model needs; give a numpy masked"),
+        (OWN_SCHEMA, np.ma.masked_all((1, 8, 8)), "all of its pixels are masked; leave it out"),
+    ],
+)
+def test_masks_and_model_must_fit(schema: ImageSchema, given: Any, reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
+        prepare_images(schema, decoded_images(schema, given))
+
+
+def test_a_masked_array_without_masked_pixels_is_an_array() -> None:
+    images = np.ma.masked_array(random.random((2, 8, 8)))
+    found = prepare_images(SCHEMA, decoded_images(SCHEMA, images)).values[IMAGE]
+    plain = prepare_images(SCHEMA, decoded_images(SCHEMA, images.data)).values[IMAGE]
+    np.testing.assert_array_equal(found, plain)

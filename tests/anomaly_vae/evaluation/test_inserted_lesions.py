@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from anomaly_vae.evaluation import inserted_lesions
-from anomaly_vae.evaluation.inserted_lesions import MAX_IMAGES, MIN_IMAGES, measure_localization
+from anomaly_vae.evaluation.inserted_lesions import (
+    MAX_IMAGES,
+    MIN_IMAGES,
+    MIN_LESIONS,
+    measure_localization,
+)
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.scoring.localization import LocalizationTest
 from anomaly_vae.scoring.scorer import ScoreParts, Scorer
@@ -27,7 +32,8 @@ class Known:
 
     def explain_encoded(self, x: np.ndarray) -> ScoreParts:
         self.seen = x
-        nats = self.sign * np.abs(x - self.clean[: len(x)]).astype(np.float64)
+        clean = np.resize(self.clean, x.shape)
+        nats = self.sign * np.abs(x - clean).astype(np.float64)
         pixels = nats.reshape(len(x), -1, SIDE**2).sum(1)
         score, none = pixels.sum(1), np.zeros(len(x))
         return ScoreParts(score, pixels, none, x, x, x, known=none, loss=score, rate=none)
@@ -51,7 +57,7 @@ def test_a_map_of_the_lesion_localises_and_its_opposite_does_not(channels: int) 
     assert found.auroc_low <= found.auroc
     assert not opposite.localizes
     assert opposite.auroc == pytest.approx(1 - found.auroc)
-    assert (found.images, 0 < found.base_rate < 0.2) == (20, True)
+    assert (found.images, 0 < found.base_rate < 0.2) == (80, True)
 
 
 def test_it_repeats() -> None:
@@ -77,6 +83,15 @@ def test_few_images_and_images_without_tissue_are_not_measured() -> None:
     assert found.images == MAX_IMAGES
 
 
+def test_few_images_are_used_with_several_lesions_each() -> None:
+    """Lesions of one image are drawn together, so that ten images are no better than they are."""
+    few, many = measured(SCANS[:MIN_IMAGES], 1), measured(SCANS, 1)
+    assert few is not None
+    assert many is not None
+    assert few.images >= MIN_LESIONS
+    assert few.auroc - few.auroc_low > many.auroc - many.auroc_low
+
+
 def test_large_maps_are_compared_at_some_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     every = measured(SCANS, 1)
     monkeypatch.setattr(inserted_lesions, "MAX_SIDE", 12)
@@ -85,6 +100,23 @@ def test_large_maps_are_compared_at_some_pixels(monkeypatch: pytest.MonkeyPatch)
     assert some is not None
     assert some.base_rate == pytest.approx(every.base_rate, rel=0.3)
     assert some.localizes
+
+
+@pytest.mark.parametrize(
+    ("model", "score", "remedy"),
+    [
+        ({}, "elbo", "localization_head: true"),
+        ({"backbone": "none"}, "elbo", "localization_head: true"),
+        ({"backbone": "efficientnet_lite0"}, "elbo", "more normal images"),
+        ({"localization_head": True}, "contamination", "more normal images"),
+        ({"localization_head": True}, "elbo", "score: contamination"),
+    ],
+)
+def test_the_remedy_is_one_that_the_model_can_have(
+    model: dict[str, Any], score: str, remedy: str
+) -> None:
+    config = {"model": model, "score": {"type": score}}
+    assert remedy in LocalizationTest.remedy(config)
 
 
 @pytest.mark.parametrize(

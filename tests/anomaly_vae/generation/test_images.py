@@ -51,6 +51,29 @@ def test_every_model_generates(kind: str, model: dict[str, Any]) -> None:
         assert pictures.max() <= 1, name
 
 
+def test_components_start_from_an_image_or_the_mean_and_the_first_varies_most(
+    image_bundle: Bundle,
+) -> None:
+    drawing = latent_space.load_model(image_bundle).drawing
+    assert drawing is not None
+    which, distance, made = images.traverse_components(image_bundle, None, [1, 0], 2.0, 3)
+    assert (which.tolist(), distance.tolist()) == ([1] * 3 + [0] * 3, [-2, 0, 2] * 2)
+    first = drawing.basis[drawing.basis.norm(dim=1).argmax()]
+    np.testing.assert_allclose(
+        made[5:], images.decode(image_bundle, (drawing.mean + 2 * first)[None]), atol=1e-5
+    )
+    x = torch.rand(1, image_bundle.scorer.encoding.layout.n_columns)
+    own = images.traverse_components(image_bundle, x, [0], steps=3)[2]
+    np.testing.assert_allclose(own[1:2], images.reconstruct(image_bundle, x), atol=1e-5)
+
+
+def test_components_that_a_model_lacks_are_refused(image_bundle: Bundle) -> None:
+    with pytest.raises(ConfigError, match="no latent dimension 99"):
+        images.traverse_components(image_bundle, None, [99])
+    with pytest.raises(ConfigError, match="stores no components; choose dimensions"):
+        images.traverse_components(untrained(), None, [0])
+
+
 def test_samples_repeat_by_seed_and_are_decoded_from_latents_like_those_of_training(
     image_bundle: Bundle,
 ) -> None:

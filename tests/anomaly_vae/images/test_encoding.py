@@ -24,6 +24,7 @@ from anomaly_vae.images.encoding import (
 )
 from anomaly_vae.images.pixels import DecodedImage, DecodeOptions
 from anomaly_vae.images.schema import ImageSchema, image_batch
+from anomaly_vae.images.tiling import Tiling
 from tests.support.pixels import SCHEMA, deep, noise
 from tests.support.scans import blobs, coloured
 
@@ -146,3 +147,11 @@ def test_a_png_whose_spacing_is_no_distance_has_none(text: str) -> None:
     (image,) = read_bytes(buffer.getvalue(), DecodeOptions())
     assert isinstance(image, DecodedImage)
     assert image.spacing is None
+
+
+def test_pieces_are_standardised_if_each_is_a_whole_image_of_which_all_counts() -> None:
+    layout, tiling = ImageLayout(1, 64), Tiling(64, 32, 0.25)
+    assert ImageEncoding(layout, "standardise").standardises_pieces
+    assert not ImageEncoding(layout, "unit").standardises_pieces
+    assert not ImageEncoding(layout, "standardise", tiling).standardises_pieces
+    assert not ImageEncoding(layout, "standardise", masked=True).standardises_pieces

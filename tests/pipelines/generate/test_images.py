@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from anomaly_vae import ImageVAEDetector
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.errors import ConfigError, DataError
 from anomaly_vae.generation import images, latent_space
@@ -289,6 +290,42 @@ def test_of_a_long_vector_of_latents_three_are_shown(tmp_path: Path, drawn: list
     assert latent_space.load_model(bundle).latent_dim > 100
     said = generate.traverse(bundle, tmp_path / "a.png", steps=2)
     assert len(said["dims"]) == len(drawn[0].rows) == 3
+
+
+@pytest.fixture(scope="module")
+def of_many_latents() -> Bundle:
+    """A model of bright squares of many sizes, with 64 latents."""
+    scans = np.zeros((60, 16, 16), np.float32)
+    for number, scan in enumerate(scans):
+        half = 2 + number % 6
+        scan[8 - half : 8 + half, 8 - half : 8 + half] = 0.8
+    detector = ImageVAEDetector(
+        network="dense", size=16, hidden_dim=16, latent_dim=64, epochs=1, alpha=0.2, threads=1
+    )
+    return detector.fit(scans).bundle_
+
+
+def test_many_latents_are_traversed_along_their_components(
+    of_many_latents: Bundle, tmp_path: Path, drawn: list[Drawn]
+) -> None:
+    said = generate.traverse(of_many_latents, tmp_path / "a.png", steps=3)
+    shown = said["components"]
+    count = range(len(latent_space.load_model(of_many_latents).drawing.basis))
+    _, _, ends = images.traverse_components(of_many_latents, None, count, 3.0, 2)
+    change = abs(ends[1::2] - ends[::2]).mean((1, 2, 3)).tolist()
+    assert shown == sorted(count, key=lambda one: -change[one])[:3]
+    assert (said["unit"], drawn[0].rows[0]) == ("sd", f"component {shown[0]}")
+    assert drawn[0].captions[:3] == ["-3", "0", "3"]
+
+
+def test_components_are_written_as_a_table_and_single_latents_on_demand(
+    of_many_latents: Bundle, tmp_path: Path
+) -> None:
+    said = generate.traverse(of_many_latents, tmp_path / "a.parquet", steps=2)
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table.column_names == ["component", "z", "image"]
+    assert table["component"].to_pylist()[::2] == said["components"]
+    assert generate.traverse(of_many_latents, tmp_path / "a.png", dims=[9])["dims"] == [9]
 
 
 def test_the_codes_of_an_autoencoder_have_deviations_instead_of_nats(

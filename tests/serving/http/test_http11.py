@@ -12,6 +12,7 @@ from uvicorn.server import ServerState
 from serving.http.http11 import SECURE_HEADERS, CoalescingTransport, LimitedProtocol
 from serving.models.store import Store
 from serving.observability.metrics import Metrics
+from serving.paths import REQUESTS
 from serving.settings import Settings
 
 METHODS = {
@@ -23,7 +24,7 @@ CALLED = {"_unset_keepalive_if_required"}
 """Methods of uvicorn's protocol that are called."""
 ATTRIBUTES = {
     "app", "connections", "cycle", "expect_100_continue", "headers", "loop", "parser", "pipeline",
-    "transport", "url",
+    "scope", "tasks", "transport", "url",
 }  # fmt: skip
 """Attributes of uvicorn's protocol that are read or set."""
 CYCLE = {
@@ -129,6 +130,28 @@ def test_uvicorn_has_what_the_connection_relies_on():
     assert vars(protocols[0]).keys() >= ATTRIBUTES, CHANGED
     assert vars(protocols[0].cycle).keys() >= CYCLE, CHANGED
     assert protocols[0].cycle.response_complete is True, CHANGED
+
+
+def test_a_request_knows_the_requests_in_progress():
+    counts = []
+
+    class Counting(App):
+        async def __call__(self, scope, receive, send):
+            counts.append(len(scope[REQUESTS]))
+            await super().__call__(scope, receive, send)
+
+    async def run():
+        app = Counting()
+        first, second = connected(app)[0], connected(app)[0]
+        second.tasks = first.tasks  # both belong to one server
+        first.data_received(GET)
+        second.data_received(GET)
+        await asyncio.sleep(0.01)
+        first.data_received(GET)
+        await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+    assert counts == [2, 2, 1]
 
 
 def test_head_and_body_of_a_response_are_one_write():

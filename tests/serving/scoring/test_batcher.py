@@ -42,8 +42,8 @@ def test_what_arrives_together_is_one_pass_and_each_gets_its_own(batcher, record
     bodies = [json.dumps({"records": records[a:b]}).encode() for a, b in pairwise(starts)]
     requests = [(batcher.decoder.decode(body), body) for body in bodies]
     passes = []
-    whole = batcher.decide
-    monkeypatch.setattr(batcher, "decide", lambda x: passes.append(len(x)) or whole(x))
+    whole = batcher._detect
+    monkeypatch.setattr(batcher, "_detect", lambda x: passes.append(len(x)) or whole(x))
 
     async def together():
         return await asyncio.gather(*(batcher.submit(*request) for request in requests))
@@ -62,11 +62,26 @@ def test_what_arrives_together_is_one_pass_and_each_gets_its_own(batcher, record
     assert passes == [4, 1, 7, 2], "as much at a time as fits, and at least one"
 
 
+def test_a_lone_row_has_the_score_that_it_has_in_a_batch_to_the_last_bit(batcher, records):
+    gaps = [{name: value} for name, value in records[0].items()]
+    rows = [
+        row
+        for record in [*records[:20], *gaps]
+        if (decoded := batcher.decoder.decode(json.dumps({"records": [record]}).encode()))
+        for row in decoded.rows
+    ]
+    together = batcher._detect(rows)
+    alone = [batcher._detect([row]) for row in rows]
+    for name in ("score", "p_value", "is_anomaly"):
+        found = [getattr(one, name).item() for one in alone]
+        assert found == getattr(together, name).tolist(), name
+
+
 def test_where_there_was_company_one_more_turn_is_waited_for(batcher, records, monkeypatch):
     body = json.dumps({"records": records[:1]}).encode()
     passes = []
-    whole = batcher.decide
-    monkeypatch.setattr(batcher, "decide", lambda x: passes.append(len(x)) or whole(x))
+    whole = batcher._detect
+    monkeypatch.setattr(batcher, "_detect", lambda x: passes.append(len(x)) or whole(x))
 
     async def later(turns):
         for _ in range(turns):
@@ -87,6 +102,20 @@ def test_where_there_was_company_one_more_turn_is_waited_for(batcher, records, m
         assert await ask(0, 1) == [1, 1]
 
     asyncio.run(all_of_it())
+
+
+def test_one_that_is_alone_is_scored_at_once(batcher, records):
+    body = json.dumps({"records": records[:1]}).encode()
+    request = batcher.decoder.decode(body)
+
+    async def ask():
+        first = batcher.submit(request, body, alone=True)
+        assert first.done()
+        second, third = batcher.submit(request, body), batcher.submit(request, body, alone=True)
+        assert not third.done(), "it goes with the one that waits"
+        return await asyncio.gather(first, second, third)
+
+    assert len({*asyncio.run(ask())}) == 1
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from anomaly_vae.images.encoding import STANDARDISED_STD
+from anomaly_vae.images.encoding import STANDARDISED_MEAN, STANDARDISED_STD
 from anomaly_vae.training.insertion.anomalies import KINDS, VISIBLE, inserted, synthetic
 from anomaly_vae.training.insertion.shapes import AREA
 from tests.support.scans import smooth
@@ -31,6 +31,15 @@ def test_each_image_is_shown_twice_with_labels(channels: int) -> None:
     assert labels.min() >= 0
     assert labels.max() <= 1
     assert changed.isfinite().all()
+
+
+def test_changed_images_are_standardised_if_the_scored_ones_are() -> None:
+    after, labels = synthetic(images(20), generator(), standardise=True)
+    plain, same_labels = synthetic(images(20), generator())
+    torch.testing.assert_close(after.mean((1, 2, 3)), torch.full((40,), STANDARDISED_MEAN))
+    torch.testing.assert_close(after.std((1, 2, 3)), torch.full((40,), STANDARDISED_STD))
+    assert torch.equal(labels, same_labels)
+    assert (plain.std((1, 2, 3)) - STANDARDISED_STD).abs().max() > 0.005
 
 
 def test_the_two_copies_of_an_image_differ() -> None:
@@ -93,3 +102,12 @@ def test_anomalies_cover_a_small_part_of_an_image() -> None:
 def test_a_single_image_has_no_other_to_take_tissue_from_and_is_changed_all_the_same() -> None:
     changed = [not torch.equal(inserted(images(1), generator(s))[0], images(1)) for s in range(20)]
     assert sum(changed) > 10
+
+
+def test_nothing_is_inserted_outside_of_a_given_tissue() -> None:
+    before = images(50)
+    tissue = torch.zeros(50, 1, SIDE, SIDE, dtype=torch.bool)
+    tissue[..., : SIDE // 2, :] = True
+    after, labels = inserted(before, generator(), tissue)
+    assert torch.equal(after[..., SIDE // 2 :, :], before[..., SIDE // 2 :, :])
+    assert (labels[..., : SIDE // 2, :] > 0.5).any()
