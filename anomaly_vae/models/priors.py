@@ -85,7 +85,8 @@ class LatentGaussian:
 
 
 TINY = 1e-12
-"""Number of latents added to a component's share, so that its mean exists without any."""
+"""Number of latents added to those of each component, so that a component without any has a mean
+weight."""
 CHUNK = 1024
 """Number of latents whose distances to the components are computed at a time."""
 
@@ -168,17 +169,15 @@ class Mixture(nn.Module):
     def reweighted(self, z: Tensor, weight: Tensor) -> Mixture:
         """Return the mixture whose components weigh as much as the latents that they account for.
 
-        A weight is multiplied by the mean weight of the latents, averaged with the component's
-        responsibilities. This is a step of expectation-maximisation (Dempster et al. 1977).
+        The weight of a component is multiplied by the mean weight of its latents, to each of which
+        the component's responsibility for it applies. This is a step of expectation-maximisation
+        (Dempster et al. 1977).
 
         Args:
             z: (..., N, 1, L), latents.
-            weight: (N,), their weights.
+            weight: (N,), weights of the latents.
         """
-        total, count = (
-            torch.full_like(self.log_weight, TINY),
-            torch.full_like(self.log_weight, TINY),
-        )
+        total, count = (torch.full_like(self.log_weight, TINY) for _ in range(2))
         for part, each in zip(z.split(CHUNK, -3), weight.split(CHUNK), strict=True):
             share = torch.softmax(self.log_joint(self.squared_distances(part)).float(), -1)
             total += (each.unsqueeze(-1) * share).sum(-2)

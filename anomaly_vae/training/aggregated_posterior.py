@@ -62,6 +62,9 @@ def finalize(
 ) -> None:
     """Refit the variances; set the model's aggregated posterior, guard's limit and exemplars.
 
+    A guard, the last of several members, also decides how much the code of each row counts in the
+    aggregated posterior; see `consult_guard`.
+
     Args:
         model: fitted model, changed in place.
         train: (N, F), encoded rows that the model was fitted to.
