@@ -84,6 +84,13 @@ class LatentGaussian:
         return self.mean + torch.randn(n, len(self.basis), generator=generator) @ self.basis
 
 
+TINY = 1e-12
+"""Number of latents added to those of each component, so that a component without any has a mean
+weight."""
+CHUNK = 1024
+"""Number of latents whose distances to the components are computed at a time."""
+
+
 class Mixture(nn.Module):
     """The mixture Σ_m w_m N(s c_m, v_m diag s²) that approximates the aggregated posterior q(z).
 
@@ -152,9 +159,32 @@ class Mixture(nn.Module):
 
     def log_prob_from_distances(self, square: Tensor) -> Tensor:
         """Return log p(z) as (..., N·K), nats, from squared distances (..., N·K, M)."""
+        return log_sum_exp(self.log_joint(square))
+
+    def log_joint(self, square: Tensor) -> Tensor:
+        """Return log p(z, m), (..., N·K, M), nats, from squared distances of the same shape."""
         norm, precision = self.log_norm.to(square), torch.exp(-self.log_var).to(square)
-        weighted = torch.addcmul(norm.unsqueeze(-2), square, precision.unsqueeze(-2), value=-0.5)
-        return log_sum_exp(weighted)
+        return torch.addcmul(norm.unsqueeze(-2), square, precision.unsqueeze(-2), value=-0.5)
+
+    def reweighted(self, z: Tensor, weight: Tensor) -> Mixture:
+        """Return the mixture whose components weigh as much as the latents that they account for.
+
+        The weight of a component is multiplied by the mean weight of its latents, to each of which
+        the component's responsibility for it applies. This is a step of expectation-maximisation
+        (Dempster et al. 1977).
+
+        Args:
+            z: (..., N, 1, L), latents.
+            weight: (N,), weights of the latents.
+        """
+        total, count = (torch.full_like(self.log_weight, TINY) for _ in range(2))
+        for part, each in zip(z.split(CHUNK, -3), weight.split(CHUNK), strict=True):
+            share = torch.softmax(self.log_joint(self.squared_distances(part)).float(), -1)
+            total += (each.unsqueeze(-1) * share).sum(-2)
+            count += share.sum(-2)
+        log_weight = self.log_weight + torch.log(total / count)
+        log_weight = log_weight - log_weight.logsumexp(-1, keepdim=True)
+        return Mixture(log_weight, self.center, self.log_var, self.scale)
 
     def sample(self, n: int, latent_dim: int, generator: Generator | None = None) -> Tensor:
         """Draw ``n`` latents (n, L) from a mixture without member axis."""

@@ -32,9 +32,6 @@ MAX_ROWS = 20_000
 """Maximum number of training rows whose latents are used."""
 MAX_HELD_OUT = 5_000
 """Maximum number of held-out rows by which the bandwidth is chosen."""
-GUARD_ROWS = 500
-"""Number of training and held-out rows whose scores determine the guard's limit. This number
-determines the quartiles to about 5%."""
 CHUNK = 4096
 """Number of rows that are encoded at a time."""
 BANDWIDTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -49,12 +46,12 @@ PRIOR_WEIGHT = 10.0
 """Weight of the prior assumption that the variances are right, in rows."""
 MIN_VARIANCE = 1e-4
 """Minimum posterior variance where its square root serves as the unit of length."""
-GUARD_LIMIT = 0.5
+GUARD_LIMIT = 0.25
 """Largest change the guard member may make to a score, as a fraction of the interquartile range of
-the scores. Anomalies that the other members learned by mistake then score above most rows, while
-rare normal rows keep their order."""
-MIN_GUARD_LIMIT = 1e-6
-"""Minimum of the guard's limit, in nats, for tables whose rows all have equal scores."""
+the scores. Anomalies that the other members learned by mistake then score higher, while rare normal
+rows keep their order."""
+MIN_SPREAD = 2e-6
+"""Minimum of the interquartile range of the scores, in nats, for tables of equal rows."""
 MAX_VARIANCE = 30.0
 """Maximum variance of a numeric column given z; the variance of a standardised column is 1."""
 
@@ -64,6 +61,9 @@ def finalize(
     model: VAE, train: Tensor, held_out: Tensor, config: ModelConfig, training: FitConfig
 ) -> None:
     """Refit the variances; set the model's aggregated posterior, guard's limit and exemplars.
+
+    A guard, the last of several members, also decides how much the code of each row counts in the
+    aggregated posterior; see `consult_guard`.
 
     Args:
         model: fitted model, changed in place.
@@ -80,9 +80,10 @@ def finalize(
     if config.prior == "aggregated" and not isinstance(model, Autoencoder):
         model.aggregated = _aggregated_posterior(model, train, held_out, config, training)
     if training.trims(model.members)[-1] > training.trim:  # the last member is a guard
-        model.reach = _guard_limit(
-            model, _subsample(torch.cat([train, held_out]), GUARD_ROWS, training.seed)
-        )
+        rows = torch.cat([train, held_out])
+        model.reach, weight = consult_guard(model, rows)
+        if model.aggregated is not None:
+            model.aggregated = model.aggregated.reweighted(_means(model, rows), weight)
     if config.exemplars and not isinstance(model, Autoencoder):
         if training.trim:
             train, held_out = (_kept_rows(model, rows, training) for rows in (train, held_out))
@@ -114,15 +115,27 @@ def _kept_rows(model: VAE, x: Tensor, training: FitConfig) -> Tensor:
     return x[Codes.of(model, x, training).kept[0]]
 
 
-def _guard_limit(model: VAE, x: Tensor) -> Tensor:
-    """Return the guard's limit (1,), in nats, from the other members' bounds on rows (N, F).
+def consult_guard(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the guard's limit (1,), in nats, and the weights (N,) of the codes of rows (N, F).
 
-    See `GUARD_LIMIT`.
+    Let m be the mean of the other members' negative bounds of a row, g that of the guard and q the
+    interquartile range of m. The limit is a fraction of q, see `GUARD_LIMIT`. The weight of a row
+    is 1 / (1 + max(g − m, 0) / q)². Rows that the other members have learned and the guard has not
+    may be anomalies, and the clearer this is, the less they count.
     """
     noise = x.new_zeros(1, model.latent_dim)
-    others = model.aggregated_elbo(x, noise).bound[:-1].mean(0)
-    quartiles = others.quantile(torch.tensor([0.25, 0.75]))
-    return (GUARD_LIMIT * quartiles.diff()).clamp_min(MIN_GUARD_LIMIT)
+    parts = [model.aggregated_elbo(part, noise).bound for part in x.split(CHUNK)]
+    bounds = torch.cat(parts, -1)
+    others = bounds[:-1].mean(0)
+    spread = others.quantile(torch.tensor([0.25, 0.75])).diff().clamp_min(MIN_SPREAD)
+    excess = (others - bounds[-1]).clamp_min(0.0)
+    return GUARD_LIMIT * spread, 1 / (1 + excess / spread) ** 2
+
+
+def _means(model: VAE, x: Tensor) -> Tensor:
+    """Return the posterior means (..., N, 1, L) of rows (N, F)."""
+    noise = x.new_zeros(1, model.latent_dim)
+    return torch.cat([model.infer(part, noise).mean for part in x.split(CHUNK)], -3)
 
 
 def refit_variances(model: VAE, held_out: Tensor, kept: Tensor) -> None:

@@ -63,6 +63,10 @@ def test_wins_ties_and_losses_of_the_default() -> None:
     assert line == f"| {peer} | 7, 1, 1 | 7, 1, 1 | {9 / 128:.3f} | {9 / 128:.3f} |"
 
 
+def test_peers_can_be_measured_before_the_default() -> None:
+    assert len(duels(ledger(("kNN, k = 1", "a", 0.5))).splitlines()) == 2
+
+
 def test_the_sign_test_of_nothing() -> None:
     assert sign_test(0, 0) == 1.0
     assert sign_test(0, 6) == pytest.approx(2 / 64)

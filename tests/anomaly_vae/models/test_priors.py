@@ -116,6 +116,20 @@ def test_members_have_mixtures_of_their_own() -> None:
     torch.testing.assert_close(together, apart)
 
 
+def test_a_part_weighs_as_much_as_the_latents_near_it() -> None:
+    """More of them than are looked at in one go; a part without any keeps its odds."""
+    center = torch.tensor([[0.0], [100.0], [1e4]])
+    made = Mixture(torch.full((3,), 1 / 3).log(), center, torch.zeros(3), torch.ones(1, 1))
+    z = torch.tensor([0.0, 100.0]).repeat(700).view(-1, 1, 1)
+    weight = torch.tensor([1.0, 0.2]).repeat(700)
+    found = made.reweighted(z, weight)
+    truth = np.array([1.0, 0.2, 1.0]) / 2.2
+    np.testing.assert_allclose(found.log_weight.exp().numpy(), truth, rtol=1e-5)
+    assert torch.equal(found.center, made.center)
+    same = made.reweighted(z, torch.ones(1400))
+    torch.testing.assert_close(same.log_weight, made.log_weight)
+
+
 @pytest.mark.parametrize("parts", [4, 5, 16, 37])
 def test_cut_it_is_the_same_in_more_parts(parts: int) -> None:
     made = mixture()

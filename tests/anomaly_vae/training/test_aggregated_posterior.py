@@ -18,9 +18,11 @@ from anomaly_vae.models.likelihoods import TabularLikelihood
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.training import aggregated_posterior
 from anomaly_vae.training.aggregated_posterior import (
+    GUARD_LIMIT,
     MAX_VARIANCE,
     Clusters,
     cluster_labels,
+    consult_guard,
     finalize,
     mixture,
     refit_variances,
@@ -40,6 +42,20 @@ def config(**changes: Any) -> ModelConfig:
 
 def model(**changes: Any) -> VAE:
     return build(config(**changes), Layout(4, 1, ())).eval()
+
+
+def soiled() -> tuple[Tensor, Tensor]:
+    """Return training and held-out rows, a tenth of which lie far from the others."""
+    x, held_out = randn(200, 5), randn(50, 5, seed=1)
+    x[:20], held_out[:5] = 30.0, 30.0
+    return x, held_out
+
+
+def settled(x: Tensor, held_out: Tensor, prior: str = "aggregated", **training: float) -> VAE:
+    made, how = model(members=3), TrainingConfig.model_validate(training)
+    shape = config(members=3, components=256, prior=prior)
+    finalize(made, x, held_out, shape, how)
+    return made
 
 
 # ---------------------------------------------------------------- clusters and bandwidth
@@ -262,28 +278,43 @@ def test_the_rate_at_the_draws_is_the_mean_log_ratio() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("prior", ["aggregated", "standard"])
 def test_the_guard_leaves_rows_out_that_the_others_do_not(prior: str) -> None:
-    """Its variances and mixture are those of a model that is trimmed as much, theirs of one that
-    is not; what it may move a score by are the quartiles of the bounds of the others."""
-    x, held_out = randn(200, 5), randn(50, 5, seed=1)
-    x[:20], held_out[:5] = 30.0, 30.0
-
-    def settled(**training: float) -> VAE:
-        made, how = model(members=3), TrainingConfig.model_validate(training)
-        finalize(made, x, held_out, config(members=3, components=256, prior=prior), how)
-        return made
-
-    guarded, plain, trimmed = settled(guard=0.1), settled(guard=0.0), settled(trim=0.1, guard=0.1)
+    """Its reconstructions are those of a model that is trimmed as much, theirs of one that is not;
+    what it may move a score by are the quartiles of the bounds of the others."""
+    x, held_out = soiled()
+    guarded, plain, trimmed = (
+        settled(x, held_out, prior=prior, **training)
+        for training in ({"guard": 0.1}, {"guard": 0.0}, {"trim": 0.1, "guard": 0.1})
+    )
     assert guarded.reach is not None
     assert plain.reach is trimmed.reach is None
     rows = torch.cat([x, held_out])
     found, all_rows, fewer = (
-        made.aggregated_elbo(rows, torch.zeros(1, 2)).bound for made in (guarded, plain, trimmed)
+        made.reconstruction(rows).log_prob for made in (guarded, plain, trimmed)
     )
     torch.testing.assert_close(found[:2], all_rows[:2])
     torch.testing.assert_close(found[2], fewer[2])
     assert not torch.allclose(all_rows[2], fewer[2])
-    low, high = np.quantile(found[:2].mean(0), [0.25, 0.75])
-    assert guarded.reach.item() == pytest.approx((high - low) / 2, rel=1e-4)
+    if prior == "standard":
+        bounds = guarded.aggregated_elbo(rows, torch.zeros(1, 2)).bound
+        low, high = np.quantile(bounds[:2].mean(0), [0.25, 0.75])
+        assert guarded.reach.item() == pytest.approx(GUARD_LIMIT * (high - low), rel=1e-4)
+
+
+@torch.no_grad()
+def test_codes_of_rows_that_only_the_guard_has_not_learned_count_less() -> None:
+    x, held_out = soiled()
+    guarded, plain = (settled(x, held_out, guard=guard) for guard in (0.1, 0.0))
+    rows = torch.cat([x, held_out])
+    _, weight = consult_guard(guarded, rows)
+    odd = rows[:, 0] == 30.0
+    assert weight.shape == (250,)
+    assert 0 < weight[odd].max() < 0.3
+    assert weight[~odd].median() > 0.9
+    before, after = (
+        made.aggregated_elbo(rows, torch.zeros(1, 2)).kl[:2] for made in (plain, guarded)
+    )
+    assert (after - before)[:, odd].min() > 0.5
+    assert (after - before)[:, ~odd].median() < 0.1
 
 
 @torch.no_grad()
