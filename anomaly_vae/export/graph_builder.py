@@ -137,6 +137,14 @@ class GraphBuilder:
         )
         return LogSumExp(self("Sub", most, self("Log", largest)), shares)
 
+    def log_total(self, exponents: str) -> str:
+        """Compute the logarithm of `log_sum_exp` alone."""
+        logs = self("LogSoftmax", exponents, axis=-1)
+        most, largest = (
+            self("ReduceMax", value, self.axes(-1), keepdims=1) for value in (exponents, logs)
+        )
+        return self("Sub", most, largest)
+
     def cast(self, value: str, to: int = TensorProto.FLOAT) -> str:
         """Change the element type."""
         return self("Cast", value, to=to)

@@ -141,10 +141,11 @@ class _Builder:
     def score_nodes(self, nats: str, kl: str, exemplars: ExemplarNodes | None) -> str:
         """Compute score and KL term, and return the weight (N, 1) of the guard, "" without one."""
         g = self.g
-        parts = [self.side_by_side(g("Concat", g.as_double(nats), kl, axis=-1))]
+        parts = [self.side_by_side(g("Concat", nats, kl, axis=-1))]
         if exemplars is not None:
             parts.append(exemplars.pair())
-        pair, share = self.guarded_sum(g("MatMul", self.joined(parts), self.sum_matrix(exemplars)))
+        terms = g.as_double(self.joined(parts))
+        pair, share = self.guarded_sum(g("MatMul", terms, self.sum_matrix(exemplars)))
         for index, name in enumerate(("score", "kl")):
             g.named(name, "Gather", pair, g.constant(np.int64(index)), axis=-1)
         return share
@@ -156,7 +157,8 @@ class _Builder:
         g = self.g
 
         def explained() -> Sequence[str]:
-            columns = g.as_double(self.average_columns(nats, guard))
+            columns = g("Mul", self.average_columns(nats, guard), self.term_factors)
+            columns = g.as_double(columns)
             if exemplars is not None:
                 own = g("Mul", exemplars.nats(), g.as_double(self.weight("exemplars.share")))
                 columns = g("Add", g("Mul", columns, self.rest()), own)
@@ -204,8 +206,8 @@ class _Builder:
         for of_pair in self.average_factors():
             factors = g("Mul", g.constant(of_pair), self.rest() if exemplars else g.double(1.0))
             width = of_pair.shape[1]
-            each = g("Expand", g.row(factors, 0), g.axes(self.layout.n_columns, width))
-            pieces += [each, g.row(factors, 1)]
+            columns = g("Unsqueeze", g.as_double(self.term_factors), g.axes(1))
+            pieces += [g("Mul", columns, g.row(factors, 0)), g.row(factors, 1)]
         if exemplars is not None:
             own = np.zeros((2, width))
             own[:, :2] = [[0.0, 1.0], [-1.0, -1.0]]
@@ -301,26 +303,25 @@ class _Builder:
         member = self.model.exemplars
         if member is None or not self.uses_exemplars:
             return None
-        rows = self.filled if member.metric is None else self.coordinates(at_mean)
+        numbers = self.kinds(self.filled)[0]
+        if member.metric is not None:
+            numbers = self.coordinates(at_mean)
         return ExemplarNodes(
             self.g,
             member,
             lambda name: self.weight(f"exemplars.{name}"),
-            rows,
+            numbers,
             self.missing,
             self.some_gaps,
         )
 
     def coordinates(self, at_mean: list[str]) -> str:
-        """Compute the exemplars' rows (N, F), 0 where missing; see `Exemplars.coordinates`."""
+        """Compute coordinates (N, n), 0 where missing; see `Exemplars.coordinates`."""
         g = self.g
-        missing = self.kinds(self.missing)[0]
-        filled, *others = self.kinds(self.filled)
-
+        missing, filled = (self.kinds(value)[0] for value in (self.missing, self.filled))
         numbers = g("Where", missing, self.first_member(at_mean[0]), filled)
         product = g("MatMul", g.as_double(numbers), g.as_double(self.weight("exemplars.metric")))
-        known = g("Where", missing, 0.0, g.cast(product))
-        return self.joined([known, *filter(None, others)])
+        return g("Where", missing, 0.0, g.cast(product))
 
     @cached_property
     def some_gaps(self) -> str:
@@ -343,9 +344,9 @@ class _Builder:
         g, axes = self.g, [1] if self.with_draws else [1, 2]
         return g("Squeeze", value, g.axes(*axes)) if self.members > 1 else value
 
-    def align_rows(self, value: str) -> str:
-        """Insert the axes of members and draws into rows (N, w)."""
-        axes = [1] * (self.members > 1) + [2 if self.members > 1 else 1] * self.with_draws
+    def align_rows(self, value: str, *further: int) -> str:
+        """Insert the axes of members and draws, and further ones, into rows (N, w)."""
+        axes = [*range(1, 1 + (self.members > 1) + self.with_draws), *further]
         return self.g("Unsqueeze", value, self.g.axes(*axes)) if axes else value
 
     # ------------------------------------------------------------ networks
@@ -405,27 +406,19 @@ class _Builder:
     ) -> list[tuple[str, str]]:
         """Compute each member's linear path and first layer, "" if there is none.
 
-        Both are one product, for all members together if they share the inputs.
+        All of these are one product if the members share the inputs.
         """
         names = [f"{prefix}.skip"] + [f"{prefix}.hidden.0"] * (network.out is not None)
-        layers = [network.skip, *network.hidden][: len(names)]
-        widths = [int(layer.weight.shape[-2]) for layer in layers]
         if len(inputs) < self.members:
+            layers = [network.skip, *network.hidden][: len(names)]
+            widths = [int(layer.weight.shape[-2]) for layer in layers]
             return self.shared_layers(inputs[0], names, widths)
-        pairs = enumerate(inputs)
-        return [self.own_layers(member, x, names, widths) for member, x in pairs]
+        return [self.own_layers(member, x, names) for member, x in enumerate(inputs)]
 
-    def own_layers(
-        self, member: int, x: str, names: Sequence[str], widths: Sequence[int]
-    ) -> tuple[str, str]:
+    def own_layers(self, member: int, x: str, names: Sequence[str]) -> tuple[str, str]:
         """Compute the first layers of one member."""
-        g = self.g
-        pairs = zip(*(self.layer(name, member) for name in names), strict=True)
-        out = self.affine(x, *(self.joined(pieces, axis=0) for pieces in pairs))
-        if len(widths) == 1:
-            return out, ""
-        y, h = g.add_split("Split", 2, out, g.axes(*widths), axis=-1)
-        return y, self.silu(h)
+        y, *h = (self.affine(x, *self.layer(name, member)) for name in names)
+        return y, self.silu(h[0]) if h else ""
 
     def shared_layers(
         self, x: str, names: Sequence[str], widths: Sequence[int]
@@ -449,13 +442,19 @@ class _Builder:
     def features(self) -> str:
         """Compute the encoder's input; see `likelihoods.TabularFeatures`."""
         g, layout = self.g, self.layout
-        numeric, binary, codes = self.kinds(self.filled)
+        numeric, binary, _ = self.kinds(self.filled)
         pieces = ([self.squash(numeric)] if numeric else []) + ([binary] if binary else [])
-        if codes:
-            codes = g("Unsqueeze", codes, g.axes(-1))
-            levels = g.constant(np.arange(1, layout.max_levels, dtype=np.float32))
-            pieces.append(g("Flatten", g.cast(g("Equal", codes, levels)), axis=1))
+        if layout.max_levels > 1:
+            pieces.append(self.one_hot())
         return g("Concat", *pieces, g.cast(self.missing), axis=-1)
+
+    def one_hot(self) -> str:
+        """Compute which level a row has but the first one, (N, C (Kmax − 1)); 0 where missing."""
+        g, layout = self.g, self.layout
+        columns = np.arange(layout.n_columns - layout.n_categorical, layout.n_columns)
+        levels = np.arange(1, layout.max_levels, dtype=np.float32)
+        codes = g("Gather", "x", g.constant(columns.repeat(len(levels))), axis=1)
+        return g.cast(g("Equal", codes, g.constant(np.tile(levels, len(columns)))))
 
     def squash(self, x: str) -> str:
         """Limit large numbers; see `likelihoods.squash`. Zeros and ones are unchanged."""
@@ -490,53 +489,49 @@ class _Builder:
     # ------------------------------------------------------------ scores
 
     def terms(self, at_mean: list[str]) -> tuple[str, str]:
-        """Compute the terms of the columns (..., N, F) and the KL term (..., N, 1), float64.
+        """Compute the columns' terms over `term_factors` (N, E, F) and the KL term (N, E, 1).
 
-        The configured score is the sum of both.
+        The configured score is the sum of all terms.
         """
         g = self.g
         kind = "reconstruction" if isinstance(self.model, Autoencoder) else self.score.type
         if kind == "reconstruction":
-            zero = g.stable_sum(g.as_double(self.mean), self.model.latent_dim)
-            return self.nats_at_mean(at_mean), g("Mul", zero, g.double(0.0))
+            zero = g.stable_sum(self.mean, self.model.latent_dim, np.float32)
+            return self.unscaled(at_mean), g("Mul", zero, 0.0)
         if kind == "neg_elbo" and self.score.draws == 1:  # the only draw is the mean
-            return self.nats_at_mean(at_mean), self.aggregated_kl_at_mean()
+            return self.unscaled(at_mean), self.aggregated_kl_at_mean()
         mean, self.with_draws = self.mean, True
-        z, x, missing, noise = self.draws(mean)
+        z, noise = self.draws(mean)
         rows = self.drawn_rows(z)
-        nats = self.nats(self.parameters(rows), x, missing)
+        unscaled = self.unscaled(self.parameters(rows))
         if kind == "importance_weighted":
-            return self.importance_weighted(z, rows, noise, nats)
-        return g("ReduceMean", nats, g.axes(-2), keepdims=0), self.aggregated_kl(rows, noise)
+            return self.importance_weighted(z, rows, noise, unscaled)
+        mean_term = g("ReduceMean", unscaled, g.axes(-2), keepdims=0)
+        return mean_term, g.cast(self.aggregated_kl(rows, noise))
 
-    def nats_at_mean(self, at_mean: list[str]) -> str:
-        """Compute the terms of the columns at the posterior mean, (N, E, F)."""
-        return self.nats(at_mean, self.align_rows(self.filled), self.align_rows(self.missing))
-
-    def draws(self, mean: str) -> tuple[str, str, str, str]:
-        """Draw z (..., N, K, L); return z, x and its mask with a draw axis, and the noise."""
+    def draws(self, mean: str) -> tuple[str, str]:
+        """Draw z (N, E, K, L); return z and the noise."""
         g = self.g
         sigma = g("Unsqueeze", g("Exp", g("Mul", self.log_var, 0.5)), g.axes(-2))
         noise = self.weight(NOISE)
-        z = g("Add", g("Unsqueeze", mean, g.axes(-2)), g("Mul", sigma, noise))
-        x, missing = self.align_rows(self.filled), self.align_rows(self.missing)
-        return z, x, missing, noise
+        return g("Add", g("Unsqueeze", mean, g.axes(-2)), g("Mul", sigma, noise)), noise
 
     def aggregated_kl_at_mean(self) -> str:
         """Compute the KL term of `VAE.aggregated_elbo` with the mean as the only draw."""
         g = self.g
         if self.model.aggregated is None:
-            return self.standard_kl()
+            return g.cast(self.standard_kl())
         log_2pi = g.double(LOG_2PI * self.model.latent_dim)
-        total = g("Add", self.total(self.log_var), log_2pi)
-        return g("Sub", g("Mul", total, g.double(-0.5)), self.log_aggregated(self.means))
+        total = g("Mul", g("Add", self.total(self.log_var), log_2pi), g.double(-0.5))
+        return g("Sub", g.cast(total), self.log_aggregated(self.means))
 
     def aggregated_kl(self, rows: Sequence[str], noise: str) -> str:
         """Compute the KL term of `VAE.aggregated_elbo`."""
         g = self.g
         if self.model.aggregated is None:
             return self.standard_kl()
-        each = g("Sub", g.as_double(self.log_q(noise)), self.per_draw(self.log_aggregated(rows)))
+        log_prior = g.as_double(self.per_draw(self.log_aggregated(rows)))
+        each = g("Sub", g.as_double(self.log_q(noise)), log_prior)
         return g("Div", g.stable_sum(each, self.score.draws), g.double(self.score.draws))
 
     def total(self, latents: str) -> str:
@@ -570,12 +565,12 @@ class _Builder:
         """
         g = self.g
         if self.model.aggregated is not None:
-            return self.log_aggregated(rows)
+            return g.as_double(self.log_aggregated(rows))
         inner = g("Add", self.total(g("Mul", z, z)), g.double(LOG_2PI * self.model.latent_dim))
         return g("Mul", inner, g.double(-0.5))
 
     def log_aggregated(self, rows: Sequence[str]) -> str:
-        """Compute the log-density of the aggregated posterior, (N, E, 1) or (N, E, K, 1) float64.
+        """Compute the log-density of the aggregated posterior, (N, E, 1) or (N, E, K, 1) float32.
 
         See `priors.Mixture.log_prob`. With u = z / s, the exponent of each component is
         log norm − ½ |u − c|² / v. It is linear in 1, z and z², and therefore one product of
@@ -589,7 +584,7 @@ class _Builder:
         pairs = enumerate(rows)
         exponents = [self.mixture_exponents(z, member) for member, z in pairs]
         stacked = self.stacked(exponents, int(mixture.log_weight.shape[-1]))
-        return g.as_double(g.log_sum_exp(stacked).log)
+        return g.log_total(stacked)
 
     def mixture_exponents(self, z: str, member: int) -> str:
         """Compute the exponents (N, M) float32 of a member's latents (N, L)."""
@@ -638,22 +633,23 @@ class _Builder:
         return self.g.cast(self.weight(f"aggregated.{name}"), TensorProto.DOUBLE)
 
     def importance_weighted(
-        self, z: str, rows: Sequence[str], noise: str, nats: str
+        self, z: str, rows: Sequence[str], noise: str, unscaled: str
     ) -> tuple[str, str]:
-        """Compute the terms of `VAE.importance_weighted`."""
+        """Compute the terms of `VAE.importance_weighted` from those of the draws (N, E, K, F)."""
         g, draws = self.g, self.score.draws
-        loss = g.stable_sum(g.as_double(nats), self.layout.n_columns)
-        log_w = g(
-            "Sub",
-            self.per_draw(g("Sub", self.log_prior(z, rows), loss)),
-            g.as_double(self.log_q(noise)),
-        )
+        log_joint = g("Sub", self.log_prior(z, rows), self.sum_of_columns(unscaled))
+        log_w = g("Sub", self.per_draw(log_joint), g.as_double(self.log_q(noise)))
         norm = g.log_sum_exp(g.cast(log_w))
         weights = g("Unsqueeze", norm.shares, g.axes(-1))
-        nats = g.sum(g("Mul", weights, nats), -2)
-        total = g.stable_sum(g.as_double(nats), self.layout.n_columns)
+        unscaled = g.sum(g("Mul", weights, unscaled), -2)
         bound = g("Sub", g.as_double(norm.log), g.double(math.log(draws)))
-        return nats, g("Sub", g("Neg", bound), total)
+        return unscaled, g.cast(g("Sub", g("Neg", bound), self.sum_of_columns(unscaled)))
+
+    def sum_of_columns(self, unscaled: str) -> str:
+        """Sum the columns' terms (..., F), (..., 1) float64."""
+        g = self.g
+        factors = g("Unsqueeze", g.as_double(self.term_factors), g.axes(1))
+        return g("MatMul", g.as_double(unscaled), factors)
 
     # ------------------------------------------------------------ likelihoods
 
@@ -698,27 +694,39 @@ class _Builder:
             parts = self.g.add_split("Split", len(filled), value, self.g.axes(*filled), axis=-1)
         return [parts.pop(0) if width else "" for width in widths]
 
-    def nats(self, parameters: list[str], x: str, missing: str) -> str:
-        """Compute −log p(x|z) per column; see `likelihoods.Joint.log_prob`."""
+    def unscaled(self, parameters: list[str]) -> str:
+        """Compute −log p(x|z) per column over `term_factors`; see `likelihoods.Joint.log_prob`."""
         g = self.g
         mean, raw, binary, levels = parameters
-        numbers, flags, codes = self.kinds(x)
+        numbers, flags, codes = self.kinds(self.filled)
         pieces = []
         if mean:
-            pieces.append(self.numeric(numbers, mean, raw))
+            pieces.append(self.numeric(self.align_rows(numbers), mean, raw))
         if binary:
-            pieces.append(g("Sub", g("Softplus", binary), g("Mul", flags, binary)))
+            flagged = g("Mul", self.align_rows(flags), binary)
+            pieces.append(g("Sub", g("Softplus", binary), flagged))
         if levels:
-            pieces.append(self.categorical(g("Unsqueeze", codes, g.axes(-1)), levels))
-        return g("Where", missing, 0.0, self.joined(pieces))
+            pieces.append(self.categorical(self.align_rows(codes, -1), levels))
+        return g("Where", self.align_rows(self.missing), 0.0, self.joined(pieces))
+
+    @cached_property
+    def term_factors(self) -> str:
+        """Factors (F,) of the columns' terms, with which a sum multiplies them anyway."""
+        g, layout = self.g, self.layout
+        counts = layout.n_numeric, layout.n_binary, layout.n_categorical
+        numeric = 1.0 if self.likelihood.raw_df is not None else 0.5
+        pairs = zip((numeric, 1.0, -1.0), counts, strict=True)
+        pieces = [g("Expand", g.constant(np.float32(f)), g.axes(n)) for f, n in pairs if n]
+        return self.joined(pieces)
 
     def categorical(self, codes: str, levels: str) -> str:
-        """Compute `likelihoods.Categorical` for codes (..., C, 1)."""
+        """Compute the logarithm of `likelihoods.Categorical` for codes (..., C, 1)."""
         g, most = self.g, self.layout.max_levels
         chosen = g.cast(g("Equal", codes, g.constant(np.arange(most, dtype=np.float32))))
-        likely = g.stable_sum(g("Mul", self.probs(levels), chosen), most, np.float32)
-        log = g("Log", self.share(chosen, likely))
-        return g("Neg", g("Squeeze", log, g.axes(-1)))
+        likely = g.stable_sum(g("Mul", self.softmax(levels), chosen), most, np.float32)
+        mixed = g("Add", g("Mul", likely, 1 - UNIFORM_SHARE), g.constant(self.uniform[:, :1]))
+        log = g("Log", self.share(chosen, mixed))
+        return g("Squeeze", log, g.axes(-1))
 
     def numeric(self, x: str, mean: str, raw: str) -> str:
         """Compute `likelihoods.Gaussian` or `StudentT`; ONNX has no lgamma, hence a constant."""
@@ -733,7 +741,7 @@ class _Builder:
         residual = g("Sub", x, mean)
         squared = g("Div", g("Mul", residual, residual), variance)
         if self.likelihood.raw_df is None:
-            return g("Mul", g("Add", g("Add", squared, log_var), LOG_2PI), 0.5)
+            return g("Add", g("Add", squared, log_var), LOG_2PI)
         df = self.likelihood.df().detach()
         norm, slope, spread = (
             self.align_per_column(g.constant(value.numpy()))
@@ -748,14 +756,25 @@ class _Builder:
         g = self.g
         return g("Mul", g("Tanh", g("Div", logits, LOGIT_BOUND)), LOGIT_BOUND)
 
-    def probs(self, levels: str) -> str:
-        """Compute probabilities (..., C, Kmax); see `likelihoods.Categorical.probs`."""
+    @property
+    def uniform(self) -> NDArray[np.float32]:
+        """Shares (C, Kmax) of a uniform distribution in the probabilities of levels."""
+        present = self.likelihood.present.numpy()
+        shares = UNIFORM_SHARE * present / present.sum(-1, keepdims=True)
+        return np.asarray(shares, np.float32)
+
+    def softmax(self, levels: str) -> str:
+        """Compute the softmax of logits (..., C, Kmax) over the levels that a column has."""
         g, present = self.g, self.likelihood.present.numpy()
         if not present.all():
             levels = g("Add", levels, g.constant(np.where(present, 0, ABSENT).astype(np.float32)))
-        uniform = UNIFORM_SHARE * present / present.sum(-1, keepdims=True)
-        softmax = g("Mul", g("Softmax", levels, axis=-1), 1 - UNIFORM_SHARE)
-        return g("Add", softmax, g.constant(uniform.astype(np.float32)))
+        return g("Softmax", levels, axis=-1)
+
+    def probs(self, levels: str) -> str:
+        """Compute probabilities (..., C, Kmax); see `likelihoods.Categorical.probs`."""
+        g = self.g
+        softmax = g("Mul", self.softmax(levels), 1 - UNIFORM_SHARE)
+        return g("Add", softmax, g.constant(self.uniform))
 
     def share(self, chosen: str, prob: str) -> str:
         """Multiply probabilities (..., C, 1) of levels by the shares of single values."""
