@@ -59,6 +59,7 @@ class GraphBuilder:
         then: Callable[[], Sequence[str]],
         other: Callable[[], Sequence[str]],
         kinds: Sequence[int],
+        names: Sequence[str] = (),
     ) -> list[str]:
         """Compute only one of two lists of values, each built by a function that adds its nodes.
 
@@ -67,10 +68,14 @@ class GraphBuilder:
             then: function that returns the values if it is true.
             other: function that returns the values if it is false.
             kinds: element types of the values.
+            names: names of the values, if they shall have certain ones.
         """
         branches = [self._branch(build, kinds) for build in (then, other)]
         edges = {"then_branch": branches[0], "else_branch": branches[1]}
-        return self.add_split("If", len(kinds), condition, **edges)
+        chosen = self.add_split("If", len(kinds), condition, **edges)
+        if names:
+            self.nodes[-1].output[:] = names
+        return list(names) or chosen
 
     def _branch(self, build: Callable[[], Sequence[str]], kinds: Sequence[int]) -> onnx.GraphProto:
         outer, self.nodes = self.nodes, []
@@ -132,9 +137,21 @@ class GraphBuilder:
         )
         return LogSumExp(self("Sub", most, self("Log", largest)), shares)
 
+    def log_total(self, exponents: str) -> str:
+        """Compute the logarithm of `log_sum_exp` alone."""
+        logs = self("LogSoftmax", exponents, axis=-1)
+        most, largest = (
+            self("ReduceMax", value, self.axes(-1), keepdims=1) for value in (exponents, logs)
+        )
+        return self("Sub", most, largest)
+
     def cast(self, value: str, to: int = TensorProto.FLOAT) -> str:
         """Change the element type."""
         return self("Cast", value, to=to)
+
+    def row(self, matrix: str, index: int) -> str:
+        """Take a row of a matrix, (1, n)."""
+        return self("Gather", matrix, self.axes(index), axis=0)
 
     def slice(self, value: str, start: int, stop: int) -> str:
         """Take the columns [start, stop) of the last axis."""

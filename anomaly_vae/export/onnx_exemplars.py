@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
 from anomaly_vae.export.graph_builder import GraphBuilder
 from anomaly_vae.models.exemplars import Exemplars, slots
 from anomaly_vae.models.likelihoods import LOG_2PI
-from anomaly_vae.scoring.scorer import EXPLAIN
 
 SINGLE_RATIO = 1_000.0
 """Largest |c|²/v of an exemplar whose exponents are computed in float32.
@@ -46,7 +46,7 @@ class ExemplarNodes:
         g: the graph.
         member: the exemplars.
         stored: function that refers to a stored tensor by the name of the member's attribute.
-        filled: (N, F), rows with 0 where missing.
+        numbers: (N, n), numbers with 0 where missing, "" without any.
         missing: (N, F), whether a value is missing.
         some_gaps: whether any value of the tile is missing.
     """
@@ -56,12 +56,12 @@ class ExemplarNodes:
         g: GraphBuilder,
         member: Exemplars,
         stored: Callable[[str], str],
-        filled: str,
+        numbers: str,
         missing: str,
         some_gaps: str,
     ) -> None:
         self.g, self.member, self.layout = g, member, member.layout
-        self.stored, self.filled, self.missing = stored, filled, missing
+        self.stored, self.numbers, self.missing = stored, numbers, missing
         self.some_gaps = some_gaps
         columns, levels = slots(self.layout)
         self.columns, self.levels = np.array(columns, np.int64), np.array(levels, np.float32)
@@ -80,65 +80,72 @@ class ExemplarNodes:
         return [part for part in parts if len(part[0])]
 
     def pair(self) -> str:
-        """Compute the mean log-kernels and the log-density, (N, 2) float64.
+        """Compute the mean log-kernels and the log-density, (N, 2) float32.
 
-        The loss is minus the former. The KL term is the former minus the latter.
+        The loss is minus the former. The KL term is the former minus the latter. Only the products
+        need float64, whose terms cancel.
+        """
+        for part in self.parts:
+            part.fold()
+        self.folded = self.ones(), self.log_weights()
+        kinds = [TensorProto.FLOAT, TensorProto.FLOAT]
+        pair, self.shares = self.g.choose(self.some_gaps, self.incomplete, self.complete, kinds)
+        return pair
+
+    def complete(self) -> Sequence[str]:
+        """Compute the result of `pair` and the responsibilities (N, M) of rows without gaps."""
+        return self.averaged_pair(self.joined([part.complete() for part in self.parts]))
+
+    def incomplete(self) -> Sequence[str]:
+        """Compute the same of any rows. Rows without any value have no kernels."""
+        g = self.g
+        present = g.cast(g("Not", self.missing))
+        some = g("Min", g.stable_sum(present, self.layout.n_columns, np.float32), 1.0)
+        exponents = self.joined([part.incomplete() for part in self.parts])
+        return self.averaged_pair(exponents, some)
+
+    def averaged_pair(self, exponents: str, some: str = "") -> Sequence[str]:
+        """Compute the result of `pair` and the responsibilities from exponents (N, M).
+
+        Args:
+            exponents: log-weights plus log-kernels without the terms of missing numbers.
+            some: (N, 1), 0 for rows without any value and 1 for the others; "" if all have values.
         """
         g = self.g
-        exponents, some = self.exponents()
         norm = g.log_sum_exp(exponents)
-        self.shares = norm.shares
-        log_joint = g("MatMul", g("Mul", self.shares, exponents), self.ones())
-        log_kernel = g("Mul", g("Sub", log_joint, self.mean_weight()), some)
-        return g.as_double(g("Concat", log_kernel, norm.log, axis=-1))
+        ones, log_weights = self.folded
+        log_joint = g("MatMul", g("Mul", norm.shares, exponents), ones)
+        if not self.has_equal_weights:
+            log_weights = g("MatMul", norm.shares, log_weights)
+        log_kernel = g("Squeeze", g("Sub", log_joint, log_weights), g.axes(0))
+        log_kernel = g("Mul", log_kernel, some) if some else log_kernel
+        return g("Concat", log_kernel, norm.log, axis=-1), norm.shares
 
     def ones(self) -> str:
-        """Compute a column of ones, (M, 1).
+        """Return ones (1, M, 1), with which a product is a sum.
 
-        The maximum of 1 and an input hides from ONNX Runtime that this is a constant. It would pack
-        a constant for a product with 16 columns, which takes five times as long.
+        ONNX Runtime would pack a constant with two axes for a product with 16 columns, which takes
+        five times as long.
         """
-        g, shape = self.g, np.array([len(self.member.log_weight), 1])
-        return g("Expand", g("Max", g.cast(EXPLAIN), 1.0), g.constant(shape))
+        g, fill = self.g, numpy_helper.from_array(np.ones(1, np.float32))
+        return g("ConstantOfShape", g.axes(1, len(self.member.log_weight), 1), value=fill)
 
-    def mean_weight(self) -> str:
-        """Compute the log-weights averaged by the responsibilities, (N, 1) or (1, 1)."""
-        g, weights = self.g, self.member.log_weight
-        own = [g.cast(part.column("log_weight")) for part in self.parts]
-        if bool((weights == weights[0]).all()):
-            return g("Slice", own[0], g.axes(0), g.axes(1), g.axes(0))
-        return g("MatMul", self.shares, g("Concat", *own, axis=0))
+    @property
+    def has_equal_weights(self) -> bool:
+        """Whether all exemplars have the same weight."""
+        weights = self.member.log_weight
+        return bool((weights == weights[0]).all())
 
-    def exponents(self) -> tuple[str, str]:
-        """Compute log-weights plus log-kernels without the terms of missing numbers, (N, M).
-
-        The second value is 0 for rows without any value, which have no kernels, and otherwise 1:
-        (N, 1), or (1, 1) for all rows. Both are float32: float64 is needed only for the products,
-        whose terms cancel.
-        """
-        g, parts, one = self.g, self.parts, self.g.constant(np.ones((1, 1), np.float32))
-
-        def complete() -> Sequence[str]:
-            return self.joined([part.complete() for part in parts]), one
-
-        def incomplete() -> Sequence[str]:
-            return self.joined([part.incomplete() for part in parts]), self.some()
-
-        for part in parts:
-            part.fold()
-        kinds = [TensorProto.FLOAT, TensorProto.FLOAT]
-        exponents, some = g.choose(self.some_gaps, incomplete, complete, kinds)
-        return exponents, some
+    def log_weights(self) -> str:
+        """Return the log-weights (1, M, 1), or (1, 1, 1) if all are equal."""
+        g = self.g
+        weights = self.joined([g.cast(part.weight("log_weight")) for part in self.parts])
+        count = 1 if self.has_equal_weights else len(self.member.log_weight)
+        return g("Reshape", g("Slice", weights, g.axes(0), g.axes(count)), g.axes(1, count, 1))
 
     def joined(self, pieces: Sequence[str]) -> str:
         """Join values along the last axis."""
         return pieces[0] if len(pieces) == 1 else self.g("Concat", *pieces, axis=-1)
-
-    def some(self) -> str:
-        """Compute whether rows have any value, (N, 1) float32."""
-        g = self.g
-        present = g.cast(g("Not", self.missing))
-        return g("Min", g.stable_sum(present, self.layout.n_columns, np.float32), 1.0)
 
     def nats(self) -> str:
         """Compute −Σ_k r_k log K_f(x_f|c_k), (N, F) float64, for explanations."""
@@ -156,7 +163,7 @@ class ExemplarNodes:
     def rows(self) -> str:
         """The inputs of a row that the exponents are linear in, (N, K).
 
-        These are 1, the numbers, the sum of their squares, and one-hot levels, which are all 0
+        These are the numbers, the sum of their squares, 1, and one-hot levels, which are all 0
         where missing. They are float64 if any part is.
         """
         g, n = self.g, self.layout.n_numeric
@@ -164,10 +171,15 @@ class ExemplarNodes:
         levels = [self.one_hot()] if len(self.columns) else []
         if not n:
             return g.with_ones(self.one_hot(), 2, kind)
-        numeric = self.first(self.filled)
-        numeric = g.as_double(numeric) if self.double else numeric
-        square = g.stable_sum(g("Mul", numeric, numeric), n, kind)
-        return g("Concat", g.with_ones(numeric, 2, kind), square, *levels, axis=-1)
+        numeric = g.as_double(self.numbers) if self.double else self.numbers
+        return g("Concat", numeric, self.square_and_one(numeric, kind), *levels, axis=-1)
+
+    def square_and_one(self, numeric: str, kind: type[np.floating[Any]]) -> str:
+        """Compute the sums of squares, and 1 beside each, (N, 2) from (N, n)."""
+        g, n = self.g, self.layout.n_numeric
+        ones, shift = (g.constant(np.array(pair, kind)) for pair in ([1, 0], [0, 1]))
+        ones = g("Expand", ones, g.axes(n, 2))
+        return g("Gemm", g("Mul", numeric, numeric), ones, shift)
 
     @cached_property
     def double_rows(self) -> str:
@@ -209,9 +221,9 @@ class ExemplarNodes:
         first = n + 2 if n else 1
         pieces = []
         if n:
-            numeric = g.slice(rows, 1, n + 1)
-            linear = g("Mul", numeric, g.slice(expected, 1, n + 1))
-            square = g("Mul", g("Mul", numeric, numeric), g.slice(expected, n + 1, n + 2))
+            numeric = g.slice(rows, 0, n)
+            linear = g("Mul", numeric, g.slice(expected, 0, n))
+            square = g("Mul", g("Mul", numeric, numeric), g.slice(expected, n, n + 1))
             norm = g.slice(expected, first + levels, first + levels + n)
             known = g("Mul", g.as_double(g("Not", self.first(self.missing))), norm)
             pieces = [g("Add", g("Add", linear, known), square)]
@@ -288,8 +300,8 @@ class ExemplarPart:
         factors = [self.row("log_weight")]
         if self.layout.n_numeric:
             slope = g("Mul", g("Mul", self.half(), self.centers()), g.double(2.0))
-            factors[0] = g("Add", factors[0], g.sum(self.norm, 0, keepdims=1))
-            factors += [slope, g("Neg", self.half())]
+            constant = g("Add", factors[0], g.sum(self.norm, 0, keepdims=1))
+            factors = [slope, g("Neg", self.half()), constant]
         if len(self.nodes.columns):
             factors.append(self.log_levels())
         return g("Concat", *factors, axis=0)
@@ -340,7 +352,3 @@ class ExemplarPart:
     def row(self, name: str) -> str:
         """Refer to a stored tensor (M,) as a matrix (1, M)."""
         return self.g("Unsqueeze", self.weight(name), self.g.axes(0))
-
-    def column(self, name: str) -> str:
-        """Refer to a stored tensor (M,) as a matrix (M, 1)."""
-        return self.g("Unsqueeze", self.weight(name), self.g.axes(-1))

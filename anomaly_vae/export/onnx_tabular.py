@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -36,7 +36,7 @@ from anomaly_vae.config.scoring import ScoreConfig
 from anomaly_vae.data.encoding import Layout, TabularEncoding
 from anomaly_vae.errors import ExportError
 from anomaly_vae.export.graph_builder import GraphBuilder
-from anomaly_vae.export.onnx_exemplars import ExemplarNodes
+from anomaly_vae.export.onnx_exemplars import ExemplarNodes, needs_double
 from anomaly_vae.models.autoencoder import Autoencoder
 from anomaly_vae.models.builder import tabular_parts
 from anomaly_vae.models.exemplars import Exemplars
@@ -108,9 +108,9 @@ def tile_rows(member: Exemplars) -> int:
 class _Builder:
     """The nodes of `VAE.aggregated_elbo` and its variants, and of the tabular likelihoods.
 
-    With several members, everything that depends on weights has a leading member axis. The score
-    and its parts are averaged (`VAE.average_members`); latents and expected values are those of the
-    first member.
+    With several members, E of them, everything that depends on weights has a member axis after that
+    of the rows, and draws have another axis after it. The score and its parts are averaged
+    (`VAE.average_members`); latents and expected values are those of the first member.
     """
 
     def __init__(self, model: VAE, score: ScoreConfig) -> None:
@@ -126,25 +126,39 @@ class _Builder:
 
     def outputs(self) -> list[onnx.ValueInfoProto]:
         """Build all nodes and return the graph's outputs."""
-        g, f, latent = self.g, self.layout.n_columns, self.model.latent_dim
+        g = self.g
         self.missing = g("IsNaN", "x")
         self.filled = g("Where", self.missing, 0.0, "x")
-        self.mean, self.log_var = self.posterior()
-        at_mean = self.parameters(self.mean)
+        self.means, self.log_var = self.posterior()
+        at_mean = self.parameters(self.means)
         nats, kl = self.terms(at_mean)
-        pair = g("Concat", g.stable_sum(g.as_double(nats), f), kl, axis=-1)
-        pair, guard = self.average_members(pair)
         exemplars = self.exemplars(at_mean)
+        guard = self.score_nodes(nats, kl, exemplars)
+        g.named("latent", "Identity", self.means[0])
+        self.explanation(at_mean, nats, guard, exemplars)
+        return self.declared()
+
+    def score_nodes(self, nats: str, kl: str, exemplars: ExemplarNodes | None) -> str:
+        """Compute score and KL term, and return the weight (N, 1) of the guard, "" without one."""
+        g = self.g
+        parts = [self.side_by_side(g("Concat", nats, kl, axis=-1))]
         if exemplars is not None:
-            pair = g(
-                "Add", g("Mul", pair, self.rest()), g("MatMul", exemplars.pair(), self.weighting())
-            )
-        g.named("score", "Reshape", g.stable_sum(pair, 2), g.axes(-1))
-        g.named("kl", "Reshape", g.slice(pair, 1, 2), g.axes(-1))
-        g.named("latent", "Identity", self.first_member(self.mean))
+            parts.append(exemplars.pair())
+        terms = g.as_double(self.joined(parts))
+        pair, share = self.guarded_sum(g("MatMul", terms, self.sum_matrix(exemplars)))
+        for index, name in enumerate(("score", "kl")):
+            g.named(name, "Gather", pair, g.constant(np.int64(index)), axis=-1)
+        return share
+
+    def explanation(
+        self, at_mean: list[str], nats: str, guard: str, exemplars: ExemplarNodes | None
+    ) -> None:
+        """Compute the shares of the columns and the expected values, if they are asked for."""
+        g = self.g
 
         def explained() -> Sequence[str]:
-            columns = g.as_double(self.average_columns(nats, guard))
+            columns = g("Mul", self.average_columns(nats, guard), self.term_factors)
+            columns = g.as_double(columns)
             if exemplars is not None:
                 own = g("Mul", exemplars.nats(), g.as_double(self.weight("exemplars.share")))
                 columns = g("Add", g("Mul", columns, self.rest()), own)
@@ -154,21 +168,17 @@ class _Builder:
             return [g.as_double(self.filled), self.filled]
 
         kinds = [TensorProto.DOUBLE, TensorProto.FLOAT]
-        explanation = g.choose(EXPLAIN, explained, unexplained, kinds)
-        for name, value in zip(("nats", "expected"), explanation, strict=True):
-            g.named(name, "Identity", value)
-        shapes: dict[str, list[str | int | None]] = {
-            "score": ["N"],
-            "nats": ["N", f],
-            "kl": ["N"],
-            "expected": ["N", f],
-            "latent": ["N", latent],
-        }
-        double = {"score", "nats", "kl"}
+        g.choose(EXPLAIN, explained, unexplained, kinds, ["nats", "expected"])
+
+    def declared(self) -> list[onnx.ValueInfoProto]:
+        """Return names, types and shapes of the outputs."""
+        n, latent = self.layout.n_columns, self.model.latent_dim
+        double: dict[str, list[str | int | None]] = {"score": ["N"], "nats": ["N", n], "kl": ["N"]}
+        single: dict[str, list[str | int | None]] = {"expected": ["N", n], "latent": ["N", latent]}
+        kinds = (double, TensorProto.DOUBLE), (single, TensorProto.FLOAT)
         return [
-            helper.make_tensor_value_info(
-                name, TensorProto.DOUBLE if name in double else TensorProto.FLOAT, shape
-            )
+            helper.make_tensor_value_info(name, kind, shape)
+            for shapes, kind in kinds
             for name, shape in shapes.items()
         ]
 
@@ -186,77 +196,132 @@ class _Builder:
 
     # ------------------------------------------------------------ members
 
-    def average_members(self, pair: str) -> tuple[str, str]:
-        """Average the sums over columns and the KL terms (E, N, 2) over the members, (1, N, 2).
+    def sum_matrix(self, exemplars: ExemplarNodes | None) -> str:
+        """Compute the factors of all terms in the columns of `guarded_sum`, float64.
 
-        See `VAE.average_members`. The second value is the weight (1, N, 1) with which the guard
-        moves the mean of the others; "" without a guard.
+        The rows are those of the columns and of the KL term, member by member, then those of
+        `ExemplarNodes.pair`. They are folded on loading.
         """
-        if self.members == 1:
-            return pair, ""
-        if self.model.reach is None:
-            return self.mean_over_members(pair), ""
+        g, pieces = self.g, []
+        for of_pair in self.average_factors():
+            factors = g("Mul", g.constant(of_pair), self.rest() if exemplars else g.double(1.0))
+            width = of_pair.shape[1]
+            columns = g("Unsqueeze", g.as_double(self.term_factors), g.axes(1))
+            pieces += [g("Mul", columns, g.row(factors, 0)), g.row(factors, 1)]
+        if exemplars is not None:
+            own = np.zeros((2, width))
+            own[:, :2] = [[0.0, 1.0], [-1.0, -1.0]]
+            share = g.as_double(self.weight("exemplars.share"))
+            pieces.append(g("Mul", g.constant(own), share))
+        return g("Concat", *pieces, axis=0)
+
+    def average_factors(self) -> Iterator[NDArray[np.float64]]:
+        """Yield the factors of each member's columns and KL term, (2, 2) or (2, 5).
+
+        The columns are score and KL term of the mean over the members but the guard, and how much
+        the guard's differ from them; the difference of the score comes again at the end.
+        """
+        score_and_kl, last = np.array([[1.0, 0.0], [1.0, 1.0]]), self.members - 1
+        for member in range(self.members):
+            if not self.has_guard:
+                yield score_and_kl / self.members
+                continue
+            mean, gap = (0.0, 1.0) if member == last else (1 / last, -1 / last)
+            both = np.hstack([mean * score_and_kl, gap * score_and_kl])
+            yield np.hstack([both, both[:, 2:3]])
+
+    @property
+    def has_guard(self) -> bool:
+        """Whether the last member is a guard."""
+        return self.members > 1 and self.model.reach is not None
+
+    def guarded_sum(self, sums: str) -> tuple[str, str]:
+        """Add what the guard changes to score and KL term (N, 2); see `VAE.average_members`.
+
+        Args:
+            sums: (N, 2) or (N, 5); see `average_factors`.
+
+        Returns:
+            Score and KL term (N, 2), and the guard's weight (N, 1), "" without a guard.
+        """
         g = self.g
-        mean, gap = self.guarded(pair)
+        if not self.has_guard:
+            return sums, ""
+        mean, gap, size = g.add_split("Split", 3, sums, g.axes(2, 2, 1), axis=-1)
         reach = g.as_double(self.weight("reach"))
-        size = g("Abs", g.stable_sum(gap, 2))
-        share = g("Min", g("Div", reach, size), g.double(1 / self.members))
+        if self.uses_exemplars:
+            reach = g("Mul", reach, self.rest())
+        share = g("Min", g("Div", reach, g("Abs", size)), g.double(1 / self.members))
         return g("Add", mean, g("Mul", share, gap)), share
 
     def average_columns(self, nats: str, guard: str) -> str:
-        """Average the columns' terms (E, N, F) over the members in the same way, (N, F).
+        """Average the columns' terms (N, E, F) over the members in the same way, (N, F).
 
         Args:
             nats: name of the terms.
-            guard: see `average_members`.
+            guard: the guard's weight (N, 1), "" without a guard.
         """
-        g = self.g
+        g, last = self.g, self.members - 1
         if self.members == 1:
             return nats
         if not guard:
-            return g("Squeeze", self.mean_over_members(nats), g.axes(0))
-        mean, gap = self.guarded(nats)
-        return g("Squeeze", g("Add", mean, g("Mul", g.cast(guard), gap)), g.axes(0))
+            return g("ReduceMean", nats, g.axes(1), keepdims=0)
+        others, own = g.add_split("Split", 2, nats, g.axes(last, 1), axis=1)
+        mean = g("ReduceMean", others, g.axes(1), keepdims=0)
+        gap = g("Sub", g("Squeeze", own, g.axes(1)), mean)
+        return g("Add", mean, g("Mul", g.cast(guard), gap))
 
-    def guarded(self, value: str) -> tuple[str, str]:
-        """Compute the mean of all members but the guard, and the guard's distance from it."""
-        g, last = self.g, self.members - 1
-        parts = g.add_split("Split", 2, value, g.axes(last, 1), axis=0)
-        mean = self.mean_over_members(parts[0])
-        return mean, g("Sub", parts[1], mean)
+    def side_by_side(self, value: str) -> str:
+        """Join the members' values (N, E, w) as (N, E w)."""
+        return self.g("Flatten", value, axis=1) if self.members > 1 else value
 
-    def mean_over_members(self, value: str) -> str:
-        """Average over the member axis, which becomes 1."""
-        return self.g("ReduceMean", value, self.g.axes(0), keepdims=1)
+    def stacked(self, values: Sequence[str], width: int) -> str:
+        """Join the members' values (N, w), or (N K, w) of draws, as (N, E, w) or (N, E, K, w)."""
+        g, draws = self.g, [self.score.draws] if self.with_draws else []
+        if self.members == 1:
+            return g("Reshape", values[0], g.axes(-1, *draws, width)) if draws else values[0]
+        if not draws:
+            shape = g.axes(-1, self.members, width)
+            return g("Reshape", g("Concat", *values, axis=-1), shape)
+        shape = g.axes(-1, 1, *draws, width)
+        return g("Concat", *(g("Reshape", value, shape) for value in values), axis=1)
+
+    def drawn_rows(self, z: str) -> list[str]:
+        """Return each member's draws of (N, E, K, L) as rows (N K, L)."""
+        g, parts = self.g, [z]
+        if self.members > 1:
+            parts = g.add_split("Split", self.members, z, axis=1, num_outputs=self.members)
+        return [g("Reshape", part, g.axes(-1, self.model.latent_dim)) for part in parts]
+
+    @property
+    def uses_exemplars(self) -> bool:
+        """Whether the score has the bound of the exemplars."""
+        return scores_exemplars(self.model, self.score)
 
     def exemplars(self, at_mean: list[str]) -> ExemplarNodes | None:
         """Return the nodes of the exemplar member, if the score has one."""
         member = self.model.exemplars
-        if member is None or not scores_exemplars(self.model, self.score):
+        if member is None or not self.uses_exemplars:
             return None
-        rows = self.filled if member.metric is None else self.coordinates(at_mean)
+        numbers = self.kinds(self.filled)[0]
+        if member.metric is not None:
+            numbers = self.coordinates(at_mean)
         return ExemplarNodes(
             self.g,
             member,
             lambda name: self.weight(f"exemplars.{name}"),
-            rows,
+            numbers,
             self.missing,
             self.some_gaps,
         )
 
     def coordinates(self, at_mean: list[str]) -> str:
-        """Compute the exemplars' rows (N, F), 0 where missing; see `Exemplars.coordinates`."""
+        """Compute coordinates (N, n), 0 where missing; see `Exemplars.coordinates`."""
         g = self.g
-        missing = self.kinds(self.missing)[0]
-        filled, *others = self.kinds(self.filled)
-
-        def guessed() -> Sequence[str]:
-            return [g("Where", missing, self.first_member(at_mean[0]), filled)]
-
-        numbers = g.choose(self.some_gaps, guessed, lambda: [filled], [TensorProto.FLOAT])[0]
+        missing, filled = (self.kinds(value)[0] for value in (self.missing, self.filled))
+        numbers = g("Where", missing, self.first_member(at_mean[0]), filled)
         product = g("MatMul", g.as_double(numbers), g.as_double(self.weight("exemplars.metric")))
-        known = g("Where", missing, 0.0, g.cast(product))
-        return self.joined([known, *filter(None, others)])
+        return g("Where", missing, 0.0, g.cast(product))
 
     @cached_property
     def some_gaps(self) -> str:
@@ -269,22 +334,20 @@ class _Builder:
         g = self.g
         return g("Sub", g.double(1.0), g.as_double(self.weight("exemplars.share")))
 
-    def weighting(self) -> str:
-        """Compute the factors (2, 2) from log-kernels and log-density to weighted loss and rate."""
-        g = self.g
-        signs = g.constant(np.array([[-1.0, 1.0], [0.0, -1.0]]))
-        return g("Mul", signs, g.as_double(self.weight("exemplars.share")))
-
     def first_member(self, value: str) -> str:
-        """Return the values of the first member."""
+        """Return the values (N, w) of the first member among (N, E, w)."""
         g = self.g
-        return g("Gather", value, g.constant(np.int64(0)), axis=0) if self.members > 1 else value
+        return g("Gather", value, g.constant(np.int64(0)), axis=1) if self.members > 1 else value
 
     def align_per_column(self, value: str) -> str:
-        """Remove the draw axis from members' values (E, 1, 1, n) unless draws are in use."""
-        g = self.g
-        alone = self.members > 1 and not self.with_draws
-        return g("Squeeze", value, g.axes(1)) if alone else value
+        """Shape members' values (E, 1, 1, n) as (E, n), or (E, 1, n) for draws."""
+        g, axes = self.g, [1] if self.with_draws else [1, 2]
+        return g("Squeeze", value, g.axes(*axes)) if self.members > 1 else value
+
+    def align_rows(self, value: str, *further: int) -> str:
+        """Insert the axes of members and draws, and further ones, into rows (N, w)."""
+        axes = [*range(1, 1 + (self.members > 1) + self.with_draws), *further]
+        return self.g("Unsqueeze", value, self.g.axes(*axes)) if axes else value
 
     # ------------------------------------------------------------ networks
 
@@ -293,37 +356,84 @@ class _Builder:
         self.used.add(name)
         return name
 
-    def across(self, name: str) -> str:
-        """Refer to weights (..., out, in) as (..., in, out)."""
-        perm = [0, 2, 1] if self.members > 1 else [1, 0]
-        return self.g("Transpose", self.weight(f"{name}.weight"), perm=perm)
-
-    def shift(self, name: str) -> str:
-        """Refer to biases (..., out) as what is added to rows."""
-        bias = self.weight(f"{name}.bias")
-        return self.g("Unsqueeze", bias, self.g.axes(1)) if self.members > 1 else bias
-
-    def linear(self, x: str, *names: str) -> str:
-        """Compute x Wᵀ + b over the last axis, for layers side by side; see `MemberLinear`."""
+    def part(self, whole: str, member: int) -> str:
+        """Take a member's part of a tensor of weights."""
         g = self.g
-        weights = self.joined([self.across(name) for name in names])
-        return g("Add", g("MatMul", x, weights), self.joined([self.shift(name) for name in names]))
+        return g("Gather", whole, g.constant(np.int64(member))) if self.members > 1 else whole
 
-    def joined(self, pieces: Sequence[str]) -> str:
-        """Join values along the last axis."""
-        return pieces[0] if len(pieces) == 1 else self.g("Concat", *pieces, axis=-1)
+    def of_member(self, name: str, member: int) -> str:
+        """Refer to a member's part of a stored tensor."""
+        return self.part(self.weight(name), member)
 
-    def mlp(self, x: str, network: MLP, prefix: str) -> str:
-        """Compute a dense network; see `networks.MLP`. Skip and first layer are one product."""
-        g, hidden = self.g, [f"{prefix}.hidden.{i}" for i in range(len(network.hidden))]
+    def of_all(self, name: str, *shape: int) -> str:
+        """Refer to a stored tensor of all members, with another shape."""
+        return self.g("Reshape", self.weight(name), self.g.axes(*shape))
+
+    def joined(self, pieces: Sequence[str], axis: int = -1) -> str:
+        """Join values along an axis."""
+        return pieces[0] if len(pieces) == 1 else self.g("Concat", *pieces, axis=axis)
+
+    def affine(self, x: str, weights: str, shift: str) -> str:
+        """Compute x Wᵀ + b of rows; b is (out,) or (N, out).
+
+        Each member has a product of its own: ONNX Runtime prepares the weights of a product of
+        matrices on loading, and those of a product with a member axis at every run.
+        """
+        return self.g("Gemm", x, weights, shift, transB=1)
+
+    def mlp(self, inputs: Sequence[str], network: MLP, prefix: str) -> list[str]:
+        """Compute a dense network of each member; see `networks.MLP`. Members may share inputs."""
+        firsts = self.first_layers(inputs, network, prefix)
         if network.out is None:
-            return self.linear(x, f"{prefix}.skip")
-        both = self.linear(x, f"{prefix}.skip", hidden[0])
-        widths = [layer.weight.shape[-2] for layer in (network.skip, network.layers[0])]
-        y, h = g.add_split("Split", 2, both, g.axes(*widths), axis=-1)
-        for name in hidden[1:]:
-            h = self.linear(self.silu(h), name)
-        return g("Add", y, g("MatMul", self.silu(h), self.across(f"{prefix}.out")))
+            return [skip for skip, _ in firsts]
+        return [
+            self.further_layers(member, *first, network, prefix)
+            for member, first in enumerate(firsts)
+        ]
+
+    def further_layers(self, member: int, y: str, h: str, network: MLP, prefix: str) -> str:
+        """Compute the output of a member's network from its linear path and its first layer."""
+        for layer in range(1, len(network.hidden)):
+            h = self.silu(self.affine(h, *self.layer(f"{prefix}.hidden.{layer}", member)))
+        return self.affine(h, self.of_member(f"{prefix}.out.weight", member), y)
+
+    def layer(self, name: str, member: int) -> tuple[str, str]:
+        """Refer to weights and biases of a member's layer."""
+        return self.of_member(f"{name}.weight", member), self.of_member(f"{name}.bias", member)
+
+    def first_layers(
+        self, inputs: Sequence[str], network: MLP, prefix: str
+    ) -> list[tuple[str, str]]:
+        """Compute each member's linear path and first layer, "" if there is none.
+
+        All of these are one product if the members share the inputs.
+        """
+        names = [f"{prefix}.skip"] + [f"{prefix}.hidden.0"] * (network.out is not None)
+        if len(inputs) < self.members:
+            layers = [network.skip, *network.hidden][: len(names)]
+            widths = [int(layer.weight.shape[-2]) for layer in layers]
+            return self.shared_layers(inputs[0], names, widths)
+        return [self.own_layers(member, x, names) for member, x in enumerate(inputs)]
+
+    def own_layers(self, member: int, x: str, names: Sequence[str]) -> tuple[str, str]:
+        """Compute the first layers of one member."""
+        y, *h = (self.affine(x, *self.layer(name, member)) for name in names)
+        return y, self.silu(h[0]) if h else ""
+
+    def shared_layers(
+        self, x: str, names: Sequence[str], widths: Sequence[int]
+    ) -> list[tuple[str, str]]:
+        """Compute the first layers of all members."""
+        g, members = self.g, self.members
+        weights = [self.of_all(f"{name}.weight", -1, self.n_features) for name in names]
+        shifts = [self.of_all(f"{name}.bias", -1) for name in names]
+        out = self.affine(x, self.joined(weights, axis=0), self.joined(shifts, axis=0))
+        sizes = [widths[0]] * members + [members * width for width in widths[1:]]
+        *skips, hidden = g.add_split("Split", len(sizes), out, g.axes(*sizes), axis=-1)
+        if len(widths) == 1:
+            return [(skip, "") for skip in [*skips, hidden]]
+        parts = g.add_split("Split", members, self.silu(hidden), axis=-1, num_outputs=members)
+        return list(zip(skips, parts, strict=True))
 
     def silu(self, h: str) -> str:
         """Compute h σ(h)."""
@@ -332,13 +442,19 @@ class _Builder:
     def features(self) -> str:
         """Compute the encoder's input; see `likelihoods.TabularFeatures`."""
         g, layout = self.g, self.layout
-        numeric, binary, codes = self.kinds(self.filled)
+        numeric, binary, _ = self.kinds(self.filled)
         pieces = ([self.squash(numeric)] if numeric else []) + ([binary] if binary else [])
-        if codes:
-            codes = g("Unsqueeze", codes, g.axes(-1))
-            levels = g.constant(np.arange(1, layout.max_levels, dtype=np.float32))
-            pieces.append(g("Flatten", g.cast(g("Equal", codes, levels)), axis=1))
+        if layout.max_levels > 1:
+            pieces.append(self.one_hot())
         return g("Concat", *pieces, g.cast(self.missing), axis=-1)
+
+    def one_hot(self) -> str:
+        """Compute which level a row has but the first one, (N, C (Kmax − 1)); 0 where missing."""
+        g, layout = self.g, self.layout
+        columns = np.arange(layout.n_columns - layout.n_categorical, layout.n_columns)
+        levels = np.arange(1, layout.max_levels, dtype=np.float32)
+        codes = g("Gather", "x", g.constant(columns.repeat(len(levels))), axis=1)
+        return g.cast(g("Equal", codes, g.constant(np.tile(levels, len(columns)))))
 
     def squash(self, x: str) -> str:
         """Limit large numbers; see `likelihoods.squash`. Zeros and ones are unchanged."""
@@ -347,61 +463,75 @@ class _Builder:
         bent = g("Sub", excess, g("Log", g("Add", excess, 1.0)))
         return g("Sub", x, g("Mul", g("Sign", x), bent))
 
-    def posterior(self) -> tuple[str, str]:
-        """Compute mean and log-variance of q(z|x); see `networks.Encoder`."""
-        g = self.g
-        out = self.mlp(self.features(), self.networks.encoder.network, "encoder.network")
+    def posterior(self) -> tuple[list[str], str]:
+        """Compute each member's mean and all log-variances of q(z|x); see `networks.Encoder`."""
+        g, latent = self.g, self.model.latent_dim
+        means = self.mlp([self.features()], self.networks.encoder.network, "encoder.network")
         if self.networks.encoder.log_var is not None:
-            mean, log_var = out, self.weight("encoder.log_var")
+            log_var = self.weight("encoder.log_var")
+            log_var = g("Squeeze", log_var, g.axes(1)) if self.members > 1 else log_var
         else:
-            mean, log_var = g.add_split("Split", 2, out, axis=-1, num_outputs=2)
-        return mean, g("Clip", log_var, *Encoder.LOG_VAR_BOUNDS)
+            halves = [g.add_split("Split", 2, out, axis=-1, num_outputs=2) for out in means]
+            means = [mean for mean, _ in halves]
+            log_var = self.stacked([log_var for _, log_var in halves], latent)
+        return means, g("Clip", log_var, *Encoder.LOG_VAR_BOUNDS)
+
+    @cached_property
+    def mean(self) -> str:
+        """The members' posterior means (N, E, L)."""
+        return self.stacked(self.means, self.model.latent_dim)
+
+    @property
+    def n_features(self) -> int:
+        """Number of the encoder's inputs."""
+        return int(self.networks.encoder.network.skip.weight.shape[-1])
 
     # ------------------------------------------------------------ scores
 
     def terms(self, at_mean: list[str]) -> tuple[str, str]:
-        """Compute the terms of the columns (..., N, F) and the KL term (..., N, 1), float64.
+        """Compute the columns' terms over `term_factors` (N, E, F) and the KL term (N, E, 1).
 
-        The configured score is the sum of both.
+        The configured score is the sum of all terms.
         """
         g = self.g
         kind = "reconstruction" if isinstance(self.model, Autoencoder) else self.score.type
         if kind == "reconstruction":
-            zero = g.stable_sum(g.as_double(self.mean), self.model.latent_dim)
-            return self.nats(at_mean, self.filled, self.missing), g("Mul", zero, g.double(0.0))
+            zero = g.stable_sum(self.mean, self.model.latent_dim, np.float32)
+            return self.unscaled(at_mean), g("Mul", zero, 0.0)
         if kind == "neg_elbo" and self.score.draws == 1:  # the only draw is the mean
-            return self.nats(at_mean, self.filled, self.missing), self.aggregated_kl_at_mean()
-        z, x, missing, noise = self.draws()
-        self.with_draws = True
-        nats = self.nats(self.parameters(z), x, missing)
+            return self.unscaled(at_mean), self.aggregated_kl_at_mean()
+        mean, self.with_draws = self.mean, True
+        z, noise = self.draws(mean)
+        rows = self.drawn_rows(z)
+        unscaled = self.unscaled(self.parameters(rows))
         if kind == "importance_weighted":
-            return self.importance_weighted(z, noise, nats)
-        return g("ReduceMean", nats, g.axes(-2), keepdims=0), self.aggregated_kl(z, noise)
+            return self.importance_weighted(z, rows, noise, unscaled)
+        mean_term = g("ReduceMean", unscaled, g.axes(-2), keepdims=0)
+        return mean_term, g.cast(self.aggregated_kl(rows, noise))
 
-    def draws(self) -> tuple[str, str, str, str]:
-        """Draw z (..., N, K, L); return z, x and its mask with a draw axis, and the noise."""
+    def draws(self, mean: str) -> tuple[str, str]:
+        """Draw z (N, E, K, L); return z and the noise."""
         g = self.g
         sigma = g("Unsqueeze", g("Exp", g("Mul", self.log_var, 0.5)), g.axes(-2))
         noise = self.weight(NOISE)
-        z = g("Add", g("Unsqueeze", self.mean, g.axes(-2)), g("Mul", sigma, noise))
-        x, missing = (g("Unsqueeze", v, g.axes(-2)) for v in (self.filled, self.missing))
-        return z, x, missing, noise
+        return g("Add", g("Unsqueeze", mean, g.axes(-2)), g("Mul", sigma, noise)), noise
 
     def aggregated_kl_at_mean(self) -> str:
         """Compute the KL term of `VAE.aggregated_elbo` with the mean as the only draw."""
         g = self.g
         if self.model.aggregated is None:
-            return self.standard_kl()
+            return g.cast(self.standard_kl())
         log_2pi = g.double(LOG_2PI * self.model.latent_dim)
-        total = g("Add", self.total(self.log_var), log_2pi)
-        return g("Sub", g("Mul", total, g.double(-0.5)), self.log_aggregated(self.mean))
+        total = g("Mul", g("Add", self.total(self.log_var), log_2pi), g.double(-0.5))
+        return g("Sub", g.cast(total), self.log_aggregated(self.means))
 
-    def aggregated_kl(self, z: str, noise: str) -> str:
+    def aggregated_kl(self, rows: Sequence[str], noise: str) -> str:
         """Compute the KL term of `VAE.aggregated_elbo`."""
         g = self.g
         if self.model.aggregated is None:
             return self.standard_kl()
-        each = g("Sub", g.as_double(self.log_q(noise)), self.per_draw(self.log_aggregated(z)))
+        log_prior = g.as_double(self.per_draw(self.log_aggregated(rows)))
+        each = g("Sub", g.as_double(self.log_q(noise)), log_prior)
         return g("Div", g.stable_sum(each, self.score.draws), g.double(self.score.draws))
 
     def total(self, latents: str) -> str:
@@ -426,107 +556,124 @@ class _Builder:
         total = g("Add", g.sum(g("Mul", noise, noise), -1), spread)
         return g("Mul", g("Add", total, LOG_2PI * self.model.latent_dim), -0.5)
 
-    def log_prior(self, z: str) -> str:
-        """Compute log p(z) of draws (..., N, K, L), (..., N, K, 1) float64."""
+    def log_prior(self, z: str, rows: Sequence[str]) -> str:
+        """Compute log p(z) of draws (N, E, K, L), (N, E, K, 1) float64.
+
+        Args:
+            z: the draws.
+            rows: the same as rows (N K, L) of each member.
+        """
         g = self.g
         if self.model.aggregated is not None:
-            return self.log_aggregated(z)
+            return g.as_double(self.log_aggregated(rows))
         inner = g("Add", self.total(g("Mul", z, z)), g.double(LOG_2PI * self.model.latent_dim))
         return g("Mul", inner, g.double(-0.5))
 
-    def log_aggregated(self, z: str) -> str:
-        """Compute the log-density of the aggregated posterior, (..., 1) float64.
+    def log_aggregated(self, rows: Sequence[str]) -> str:
+        """Compute the log-density of the aggregated posterior, (N, E, 1) or (N, E, K, 1) float32.
 
         See `priors.Mixture.log_prob`. With u = z / s, the exponent of each component is
-        log norm − ½ |u − c|² / v. It is linear in 1, u and |u|², and therefore one product of
-        matrices, in float64.
+        log norm − ½ |u − c|² / v. It is linear in 1, z and z², and therefore one product of
+        matrices for each member.
+
+        Args:
+            rows: latents (N, L) of each member, or draws (N K, L).
         """
+        g, mixture = self.g, self.model.aggregated
+        assert mixture is not None
+        pairs = enumerate(rows)
+        exponents = [self.mixture_exponents(z, member) for member, z in pairs]
+        stacked = self.stacked(exponents, int(mixture.log_weight.shape[-1]))
+        return g.log_total(stacked)
+
+    def mixture_exponents(self, z: str, member: int) -> str:
+        """Compute the exponents (N, M) float32 of a member's latents (N, L)."""
         g = self.g
-        white = g("Div", g.as_double(z), self.align_with_draws(self.mixture_tensor("scale")))
-        square = g.stable_sum(g("Mul", white, white), self.model.latent_dim)
-        rows = g("Concat", g.with_ones(white, self.rank(z), np.float64), square, axis=-1)
-        exponents = g("MatMul", rows, self.align_with_draws(self.mixture_matrix()))
-        return g.as_double(g.log_sum_exp(g.cast(exponents)).log)
+        factors, constants = self.mixture_factors
+        if self.narrow_components:
+            z = g.as_double(z)
+        parts = (self.part(value, member) for value in (factors, constants))
+        exponents = g("Gemm", g("Concat", z, g("Mul", z, z), axis=-1), *parts)
+        return g.cast(exponents) if self.narrow_components else exponents
 
-    def rank(self, z: str) -> int:
-        """Return the number of axes of latents."""
-        return 2 + (self.members > 1) + (z != self.mean)
+    @cached_property
+    def narrow_components(self) -> bool:
+        """Whether any component is too narrow for float32."""
+        mixture = self.model.aggregated
+        assert mixture is not None
+        return bool(needs_double(mixture.center, mixture.log_var).any())
 
-    def mixture_matrix(self) -> str:
-        """Compute the factors (..., L + 2, M) of 1, u and |u|², which are folded on loading."""
+    @cached_property
+    def mixture_factors(self) -> tuple[str, str]:
+        """The factors (E, 2 L, M) of z and z², and the constants (E, M); folded on loading."""
         g = self.g
         center, log_var = self.mixture_tensor("center"), self.mixture_tensor("log_var")
+        scale = self.mixture_tensor("scale")
         half = g("Mul", g("Exp", g("Neg", log_var)), g.double(-0.5))
-        half = g("Unsqueeze", half, g.axes(-1))
-        square = g.sum(g("Mul", center, center), -1, keepdims=1)
-        constant = g("Add", self.log_norm(log_var), g("Mul", half, square))
-        slope = g("Mul", center, g("Mul", half, g.double(-2.0)))
-        columns = g("Concat", constant, slope, half, axis=-1)
-        return g("Transpose", columns, perm=[0, 2, 1] if self.members > 1 else [1, 0])
+        wide = g("Unsqueeze", half, g.axes(-1))
+        square = g("Mul", half, g.sum(g("Mul", center, center), -1))
+        constants = g("Add", self.log_norm(log_var), square)
+        slope = g("Mul", g("Div", center, scale), g("Mul", wide, g.double(-2.0)))
+        curve = g("Div", g("Div", wide, scale), scale)
+        factors = g("Concat", slope, curve, axis=-1)
+        factors = g("Transpose", factors, perm=[0, 2, 1] if self.members > 1 else [1, 0])
+        if self.narrow_components:
+            return factors, constants
+        return g.cast(factors), g.cast(constants)
 
     def log_norm(self, log_var: str) -> str:
-        """Compute the normalising constants (..., M, 1); see `priors.Mixture.log_norm`."""
+        """Compute the normalising constants (E, M); see `priors.Mixture.log_norm`."""
         g, latent_dim = self.g, self.model.latent_dim
         scatter = g("Mul", g("Add", log_var, g.double(LOG_2PI)), g.double(0.5 * latent_dim))
         norm = g("Sub", self.mixture_tensor("log_weight"), scatter)
-        volume = g.sum(g("Log", self.mixture_tensor("scale")), -1, keepdims=1)
-        return g("Sub", g("Unsqueeze", norm, g.axes(-1)), volume)
+        return g("Sub", norm, g.sum(g("Log", self.mixture_tensor("scale")), -1))
 
     def mixture_tensor(self, name: str) -> str:
         """Refer to a tensor of the aggregated posterior, in float64."""
         return self.g.cast(self.weight(f"aggregated.{name}"), TensorProto.DOUBLE)
 
-    def align_with_draws(self, value: str) -> str:
-        """Add the draw axis to members' matrices (E, A, B) if the rows have one."""
-        g = self.g
-        return g("Unsqueeze", value, g.axes(1)) if self.several_draws else value
-
-    @property
-    def several_draws(self) -> bool:
-        """Whether values have both a member axis and a draw axis."""
-        return self.with_draws and self.members > 1
-
-    def importance_weighted(self, z: str, noise: str, nats: str) -> tuple[str, str]:
-        """Compute the terms of `VAE.importance_weighted`."""
+    def importance_weighted(
+        self, z: str, rows: Sequence[str], noise: str, unscaled: str
+    ) -> tuple[str, str]:
+        """Compute the terms of `VAE.importance_weighted` from those of the draws (N, E, K, F)."""
         g, draws = self.g, self.score.draws
-        loss = g.stable_sum(g.as_double(nats), self.layout.n_columns)
-        log_w = g(
-            "Sub", self.per_draw(g("Sub", self.log_prior(z), loss)), g.as_double(self.log_q(noise))
-        )
+        log_joint = g("Sub", self.log_prior(z, rows), self.sum_of_columns(unscaled))
+        log_w = g("Sub", self.per_draw(log_joint), g.as_double(self.log_q(noise)))
         norm = g.log_sum_exp(g.cast(log_w))
         weights = g("Unsqueeze", norm.shares, g.axes(-1))
-        nats = g.sum(g("Mul", weights, nats), -2)
-        total = g.stable_sum(g.as_double(nats), self.layout.n_columns)
+        unscaled = g.sum(g("Mul", weights, unscaled), -2)
         bound = g("Sub", g.as_double(norm.log), g.double(math.log(draws)))
-        return nats, g("Sub", g("Neg", bound), total)
+        return unscaled, g.cast(g("Sub", g("Neg", bound), self.sum_of_columns(unscaled)))
+
+    def sum_of_columns(self, unscaled: str) -> str:
+        """Sum the columns' terms (..., F), (..., 1) float64."""
+        g = self.g
+        factors = g("Unsqueeze", g.as_double(self.term_factors), g.axes(1))
+        return g("MatMul", g.as_double(unscaled), factors)
 
     # ------------------------------------------------------------ likelihoods
 
-    def parameters(self, z: str) -> list[str]:
+    def parameters(self, rows: Sequence[str]) -> list[str]:
         """Compute decoder outputs per block of `TabularLikelihood.widths`, "" for empty blocks.
 
         Logits are bounded, and those of levels have the axes (..., C, Kmax).
+
+        Args:
+            rows: latents (N, L) of each member, or draws (N K, L).
         """
         mean, raw, binary, levels = self.likelihood.widths
-        numbers = self.blocks(self.decoder(z), (mean, raw, binary + levels))
+        network = self.networks.decoder.network
+        out = self.stacked(
+            self.mlp(rows, network, "decoder.network"), int(self.likelihood.n_outputs)
+        )
+        numbers = self.blocks(out, (mean, raw, binary + levels))
         logits = self.bounded(numbers[2]) if numbers[2] else ""
         flags, logits = self.blocks(logits, (binary, levels))
         present = self.likelihood.present
         if logits:
-            shape = [0] * (self.rank(z) - 1) + list(present.shape)
-            logits = self.g("Reshape", logits, self.g.axes(*shape))
+            axes = 1 + (self.members > 1) + self.with_draws
+            logits = self.g("Reshape", logits, self.g.axes(*[0] * axes, *present.shape))
         return [*numbers[:2], flags, logits]
-
-    def decoder(self, z: str) -> str:
-        """Compute the decoder; see `networks.Decoder`. Members join rows and draws in one axis."""
-        g, network = self.g, self.networks.decoder.network
-        if not self.several_draws:
-            return self.mlp(z, network, "decoder.network")
-        shape = g.constant(np.array([self.members, -1, self.model.latent_dim], np.int64))
-        out = self.mlp(g("Reshape", z, shape), network, "decoder.network")
-        width = int(self.likelihood.n_outputs)
-        back = np.array([self.members, -1, self.score.draws, width], np.int64)
-        return g("Reshape", out, g.constant(back))
 
     def kinds(self, x: str) -> list[str]:
         """Split rows (..., F) into numeric, binary and categorical columns; "" for none.
@@ -547,27 +694,39 @@ class _Builder:
             parts = self.g.add_split("Split", len(filled), value, self.g.axes(*filled), axis=-1)
         return [parts.pop(0) if width else "" for width in widths]
 
-    def nats(self, parameters: list[str], x: str, missing: str) -> str:
-        """Compute −log p(x|z) per column; see `likelihoods.Joint.log_prob`."""
+    def unscaled(self, parameters: list[str]) -> str:
+        """Compute −log p(x|z) per column over `term_factors`; see `likelihoods.Joint.log_prob`."""
         g = self.g
         mean, raw, binary, levels = parameters
-        numbers, flags, codes = self.kinds(x)
+        numbers, flags, codes = self.kinds(self.filled)
         pieces = []
         if mean:
-            pieces.append(self.numeric(numbers, mean, raw))
+            pieces.append(self.numeric(self.align_rows(numbers), mean, raw))
         if binary:
-            pieces.append(g("Sub", g("Softplus", binary), g("Mul", flags, binary)))
+            flagged = g("Mul", self.align_rows(flags), binary)
+            pieces.append(g("Sub", g("Softplus", binary), flagged))
         if levels:
-            pieces.append(self.categorical(g("Unsqueeze", codes, g.axes(-1)), levels))
-        return g("Where", missing, 0.0, self.joined(pieces))
+            pieces.append(self.categorical(self.align_rows(codes, -1), levels))
+        return g("Where", self.align_rows(self.missing), 0.0, self.joined(pieces))
+
+    @cached_property
+    def term_factors(self) -> str:
+        """Factors (F,) of the columns' terms, with which a sum multiplies them anyway."""
+        g, layout = self.g, self.layout
+        counts = layout.n_numeric, layout.n_binary, layout.n_categorical
+        numeric = 1.0 if self.likelihood.raw_df is not None else 0.5
+        pairs = zip((numeric, 1.0, -1.0), counts, strict=True)
+        pieces = [g("Expand", g.constant(np.float32(f)), g.axes(n)) for f, n in pairs if n]
+        return self.joined(pieces)
 
     def categorical(self, codes: str, levels: str) -> str:
-        """Compute `likelihoods.Categorical` for codes (..., C, 1)."""
+        """Compute the logarithm of `likelihoods.Categorical` for codes (..., C, 1)."""
         g, most = self.g, self.layout.max_levels
         chosen = g.cast(g("Equal", codes, g.constant(np.arange(most, dtype=np.float32))))
-        likely = g.stable_sum(g("Mul", self.probs(levels), chosen), most, np.float32)
-        log = g("Log", self.share(chosen, likely))
-        return g("Neg", g("Squeeze", log, g.axes(-1)))
+        likely = g.stable_sum(g("Mul", self.softmax(levels), chosen), most, np.float32)
+        mixed = g("Add", g("Mul", likely, 1 - UNIFORM_SHARE), g.constant(self.uniform[:, :1]))
+        log = g("Log", self.share(chosen, mixed))
+        return g("Squeeze", log, g.axes(-1))
 
     def numeric(self, x: str, mean: str, raw: str) -> str:
         """Compute `likelihoods.Gaussian` or `StudentT`; ONNX has no lgamma, hence a constant."""
@@ -582,7 +741,7 @@ class _Builder:
         residual = g("Sub", x, mean)
         squared = g("Div", g("Mul", residual, residual), variance)
         if self.likelihood.raw_df is None:
-            return g("Mul", g("Add", g("Add", squared, log_var), LOG_2PI), 0.5)
+            return g("Add", g("Add", squared, log_var), LOG_2PI)
         df = self.likelihood.df().detach()
         norm, slope, spread = (
             self.align_per_column(g.constant(value.numpy()))
@@ -597,14 +756,25 @@ class _Builder:
         g = self.g
         return g("Mul", g("Tanh", g("Div", logits, LOGIT_BOUND)), LOGIT_BOUND)
 
-    def probs(self, levels: str) -> str:
-        """Compute probabilities (..., C, Kmax); see `likelihoods.Categorical.probs`."""
+    @property
+    def uniform(self) -> NDArray[np.float32]:
+        """Shares (C, Kmax) of a uniform distribution in the probabilities of levels."""
+        present = self.likelihood.present.numpy()
+        shares = UNIFORM_SHARE * present / present.sum(-1, keepdims=True)
+        return np.asarray(shares, np.float32)
+
+    def softmax(self, levels: str) -> str:
+        """Compute the softmax of logits (..., C, Kmax) over the levels that a column has."""
         g, present = self.g, self.likelihood.present.numpy()
         if not present.all():
             levels = g("Add", levels, g.constant(np.where(present, 0, ABSENT).astype(np.float32)))
-        uniform = UNIFORM_SHARE * present / present.sum(-1, keepdims=True)
-        softmax = g("Mul", g("Softmax", levels, axis=-1), 1 - UNIFORM_SHARE)
-        return g("Add", softmax, g.constant(uniform.astype(np.float32)))
+        return g("Softmax", levels, axis=-1)
+
+    def probs(self, levels: str) -> str:
+        """Compute probabilities (..., C, Kmax); see `likelihoods.Categorical.probs`."""
+        g = self.g
+        softmax = g("Mul", self.softmax(levels), 1 - UNIFORM_SHARE)
+        return g("Add", softmax, g.constant(self.uniform))
 
     def share(self, chosen: str, prob: str) -> str:
         """Multiply probabilities (..., C, 1) of levels by the shares of single values."""
