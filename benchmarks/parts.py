@@ -122,13 +122,16 @@ BACKBONE = partial(ours, backbone="efficientnet_lite0")
 HEAD = partial(
     ours, size=96, epochs=48, batch_size=16, localization_head=True, score_type="contamination"
 )
+NEAREST: dict[str, Method] = {
+    "kNN, k = 1, raw": partial(nearest, _raw),
+    "kNN, k = 1, standardised": partial(nearest, _standardised),
+    "kNN, k = 1, size": partial(nearest, _size),
+}
 METHODS: dict[str, Method] = {
     "ours, backbone": BACKBONE,
     "ours, localisation head, 96 px": HEAD,
     "ours, 192 px, no backbone": partial(ours, size=RAW_SIDE),
-    "kNN, k = 1, raw": partial(nearest, _raw),
-    "kNN, k = 1, standardised": partial(nearest, _standardised),
-    "kNN, k = 1, size": partial(nearest, _size),
+    **NEAREST,
 }
 
 
