@@ -14,7 +14,8 @@ EXPLANATIONS = {
     "threshold was set on. Nothing needs to be done; more {noun} at once tell more",
     "calibration": "{rows:,} {noun} cannot be compared with those that the threshold was set on, "
     "which cover too few days or are too few to tell how the number of flagged {noun} varies by "
-    "itself. More {noun} at once do not help; calibrate on 14 days or more",
+    "itself. More {noun} at once do not help; calibrate on more {noun}, of 14 days or more if they "
+    "have times",
     "doubtful": "{rows:,} {noun} do not look like those that the threshold was set on, so more or "
     "fewer normal {noun} may be flagged than promised. To do: look at the columns that differ, if "
     "any are listed; if one is filled in another way, mend it at its source; if the data have "
