@@ -61,6 +61,14 @@ def inverted(image: Image, rng: Generator) -> Image:
     return -image
 
 
+def noise_alone(image: Image, rng: Generator) -> Image:
+    """Replace an image by normal noise, whose neighbours are more or less alike."""
+    noise, alike = rng.normal(size=image.shape), rng.random()
+    for side in SIDES:
+        noise = noise + alike * np.roll(noise, 1, side)
+    return np.asarray(noise)
+
+
 def varied(image: Image, rng: Generator) -> Image:
     """Turn, stretch and shift an image a little, and mirror every second one, without a fault."""
     if rng.random() < 0.5:
@@ -93,5 +101,6 @@ FAULTS: Mapping[str, Fault] = {
     "inverted": inverted,
     "turned": turned,
     "upside down": upside_down,
+    "noise alone": noise_alone,
 }
-"""Faults by name; of several that an image has, a reason names the first."""
+"""Faults by name. Bundles store their numbers: new ones come last."""

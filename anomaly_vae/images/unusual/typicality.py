@@ -4,10 +4,10 @@ Images are compared with training images in three ways. A Mahalanobis distance m
 simple statistics (`images.unusual.statistics`) are altogether. The distance from the principal
 components of the directions of edges measures how unlikely their arrangement is. Linear
 discriminants, learnt from training images with simulated faults (`images.unusual.faults`),
-recognise faults that are expected: blur, noise, a blank half, an image that is inverted, turned or
-upside down. The last two are recognised by the directions of edges in small cells, learnt also from
-images that are varied a little and mirrored. A fault that held-out images do not show reliably is
-left out. No label is used.
+recognise faults that are expected: blur, noise, noise alone, a blank half, an image that is
+inverted, turned or upside down. The last two are recognised by the directions of edges in small
+cells, learnt also from images that are varied a little and mirrored. A fault that held-out images
+do not show reliably is left out. No label is used.
 """
 
 from __future__ import annotations
@@ -59,15 +59,16 @@ PATTERN_BEND = (1.3, 0.6)
 """The same of the distance from the principal components of the gradients."""
 PATTERN_CELLS, COMPONENTS = 8, 40
 """Number of cells per side of these gradients, and most components; at most one for two images."""
-FAULT_BEND = (1.8, 0.1)
+FAULT_BEND = (2.2, 0.1)
 """Where the distance of a fault bends, and its factor; 2 is a fault that is hard to see."""
-AMBIGUOUS: Mapping[str, float] = {"noisy": 1.3, "upside down": 1.0}
-"""Where the distance bends of a fault that many normal images seem to have.
+AMBIGUOUS: Mapping[str, float] = {"noisy": 1.3, "turned": 1.8, "upside down": 1.0}
+"""Where the distance bends of a fault that normal images may seem to have.
 
 They then do not make the test blind to other faults.
 """
-CLEAR = 1.2
-"""Separation in tails of held-out images from which on no fault is ambiguous."""
+CLEAR, CLEAR_BEND = 1.2, 1.8
+"""Separation from held-out images, in their tails, from which on such a fault is clear, and where
+its distance then bends."""
 PENALTY, GRADIENT_PENALTY = 1e-3, 1e-4
 """Ridge penalties of discriminants of statistics and of gradients, per image."""
 TAIL = 0.98
@@ -86,17 +87,19 @@ SIGNS: Mapping[str, tuple[str, ...] | None] = {
     "inverted": ("quantile", "skewness", "kurtosis", "border", "darkest", "brightest"),
     "turned": None,
     "upside down": None,
+    "noise alone": ("detail", "background", "left-right", "up-down"),
 }
 """Beginnings of the names of the statistics that show a fault; None for the gradients."""
 WORDS = {
     "half blank": "large parts have a single value",
+    "noise alone": "looks like noise alone",
     "noisy": "looks noisy",
     "blurred": "looks blurred: fine detail is weaker than usual",
     "inverted": "dark and bright look exchanged",
     "turned": "looks turned by 90°: not oriented like the training images",
     "upside down": "looks upside down: not oriented like the training images",
 }
-"""Reason for each fault."""
+"""Reason for each fault; of several that an image has, the first counts."""
 ARRANGEMENT = "structures do not lie where those of the training images do"
 """Reason for an image whose edges are arranged as in no training image."""
 KINDS = {
@@ -236,7 +239,9 @@ class ImageTypicality:
         if (wrong > zero + unit).mean() < MIN_TOLD:
             return None
         half_way = SEPARATION * (float(np.quantile(wrong, WEAK)) - zero)
-        bend = FAULT_BEND[0] if half_way > CLEAR * unit else AMBIGUOUS.get(fault, FAULT_BEND[0])
+        bend = AMBIGUOUS.get(fault, FAULT_BEND[0])
+        if fault in AMBIGUOUS and half_way > CLEAR * unit:
+            bend = CLEAR_BEND
         placed = np.zeros(self._width)
         placed[self._places(fault)] = weights / math.sqrt(len(weights))
         return placed, zero, max(unit, half_way), (bend, FAULT_BEND[1])
@@ -305,9 +310,10 @@ class ImageTypicality:
     def _reason(self, values: Values) -> str:
         """Return the first fault that the image has, if any, else its most unusual statistic."""
         distance, *others = self._straight(values).tolist()
-        for number, other in zip(self.faults, others, strict=False):
-            if other > NAMED:
-                return WORDS[list(FAULTS)[number]]
+        names = [list(FAULTS)[number] for number in self.faults]
+        shown = {name for name, other in zip(names, others, strict=False) if other > NAMED}
+        if fault := next((name for name in WORDS if name in shown), None):
+            return WORDS[fault]
         if len(self.pattern) and others[-1] > distance:
             return ARRANGEMENT
         deviations = self._deviations(values[: len(self._names)])

@@ -22,7 +22,13 @@ def test_each_fault_keeps_the_shape_and_follows_the_seed(name: str, channels: in
 
 
 def test_every_fault_has_signs_and_words() -> None:
-    assert list(FAULTS) == list(SIGNS) == list(WORDS)
+    assert list(FAULTS) == list(SIGNS)
+    assert FAULTS.keys() == WORDS.keys()
+
+
+def test_faults_keep_the_numbers_that_bundles_store() -> None:
+    older = ["half blank", "noisy", "blurred", "inverted", "turned", "upside down"]
+    assert list(FAULTS)[:6] == older
 
 
 def test_half_blank_leaves_the_other_half_as_it_is() -> None:
@@ -70,3 +76,13 @@ def test_variations_interpolate_between_pixels() -> None:
         inner = varied((2 * y + x)[None], np.random.default_rng(seed))[0, 4:12, 4:12]
         np.testing.assert_allclose(np.diff(inner, 2, axis=0), 0, atol=1e-9)
         np.testing.assert_allclose(np.diff(inner, 2, axis=1), 0, atol=1e-9)
+
+
+def test_noise_alone_keeps_nothing_of_the_image() -> None:
+    """Its neighbours are independent, or alike, from one image to the next."""
+    y, x = np.mgrid[0:1:64j, 0:1:64j]
+    found = [FAULTS["noise alone"]((x + y)[None], np.random.default_rng(i))[0] for i in range(20)]
+    alike = [np.corrcoef(noise[:, 1:].ravel(), noise[:, :-1].ravel())[0, 1] for noise in found]
+    assert min(alike) < 0.15
+    assert 0.35 < max(alike) < 0.55
+    assert max(abs(np.corrcoef(noise.ravel(), (x + y).ravel())[0, 1]) for noise in found) < 0.15

@@ -45,7 +45,7 @@ def with_fault(name: str, x: np.ndarray) -> np.ndarray:
     return np.array(images, np.float32).reshape(len(x), -1)
 
 
-@pytest.mark.parametrize("name", ["blurred", "half blank", "turned", "inverted"])
+@pytest.mark.parametrize("name", ["blurred", "half blank", "turned", "inverted", "noise alone"])
 def test_faults_are_told_by_their_name(name: str, test_of_images: UnusualTest) -> None:
     reasons = test_of_images.reasons(NOTHING, NOTHING, with_fault(name, heads(20, 3)))
     assert sum(reason is not None for reason in reasons) >= 19
@@ -182,3 +182,17 @@ def test_images_are_not_held_out_from_themselves() -> None:
     halves = ImageTypicality.fit(ENCODING, x[::2], x[1::2], NOTHING, NOTHING)
     for name, value in halves.tensors().items():
         np.testing.assert_array_equal(both.tensors()[name], value)
+
+
+def test_an_ambiguous_fault_bends_early_unless_it_is_clear(
+    typicality: ImageTypicality, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The distance of blurred images never does, since hardly a normal image looks blurred."""
+    rng = np.random.default_rng(0)
+    images, others = ([one.reshape(1, SIDE, SIDE) for one in heads(40, i)] for i in (0, 1))
+    for clear, noisy in ((0.0, 1.8), (1e9, 1.3)):
+        monkeypatch.setattr("anomaly_vae.images.unusual.typicality.CLEAR", clear)
+        for fault, bend in (("noisy", noisy), ("blurred", 2.2)):
+            found = typicality._discriminant(fault, images, others, rng)
+            assert found is not None
+            assert found[-1] == (bend, 0.1)
