@@ -65,7 +65,7 @@ class Calibration:
     def decide_one(self, score: float) -> tuple[float, bool]:
         """Return the p-value and the flag of one score, as `p_values` and `flags` find them."""
         n, below = len(self.scores), int(self.scores.searchsorted(score))  # NaN is the largest
-        is_anomaly = score > self.threshold or math.isnan(score)
+        is_anomaly = bool(score > self.threshold or math.isnan(score))
         if self.weights is not None:
             return float(self._p_value_by_rank[below]), is_anomaly
         return (1.0 + n - below) / (n + 1.0), is_anomaly

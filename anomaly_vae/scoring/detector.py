@@ -6,9 +6,9 @@ guarantee.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,11 +66,35 @@ class Detections:
         return Detections(*columns)
 
     @classmethod
+    def of(cls, decisions: Sequence[Decision], tested: bool = True) -> Detections:
+        """Join decisions on lone rows; ``tested`` says whether they were tested for being unusual.
+
+        >>> Detections.of([Decision(1.0, 0.5, False, None)], tested=False).unusual_input is None
+        True
+        """
+        scores, p_values, flags, reasons = zip(*decisions, strict=True)
+        unusual = np.array(reasons, object) if tested else None
+        return cls(np.array(scores), np.array(p_values), np.array(flags), unusual_input=unusual)
+
+    @classmethod
     def concatenate(cls, parts: Iterable[Detections]) -> Detections:
         """Concatenate decisions of the same detector."""
         fields: Any = zip(*(vars(part).values() for part in parts), strict=True)
         columns: Any = (None if c[0] is None else np.concatenate(c) for c in fields)
         return cls(*columns)
+
+
+class Decision(NamedTuple):
+    """The decision on a lone row by a detector without groups; see `Detections`.
+
+    >>> Detections.of([Decision(9.0, 0.01, True, None)]).is_anomaly.tolist()
+    [True]
+    """
+
+    score: float
+    p_value: float
+    is_anomaly: bool
+    unusual_input: str | None
 
 
 @dataclass(frozen=True)
@@ -148,6 +172,18 @@ class Detector:
     def detect(self, batch: RawBatch) -> Detections:
         """Score every row of a batch, which must have no row problems, and decide on it."""
         return self.detect_encoded(self.scorer.encoding.encode(batch))
+
+    def decide_alone(self, x: Matrix, is_complete: bool) -> Decision:
+        """Decide on one encoded row (1, F) without operations on arrays; needs no groups.
+
+        Args:
+            x: the row.
+            is_complete: whether no value is missing.
+        """
+        score, loss, rate = self.scorer.score_alone(x)
+        p_value, is_anomaly = self.calibration.decide_one(score)
+        reason = self.unusual.reason(loss, rate, x, is_complete) if self.unusual else None
+        return Decision(score, p_value, is_anomaly, reason)
 
     def detect_encoded(self, x: Matrix) -> Detections:
         """Score encoded rows (N, F) and decide on them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,17 +21,6 @@ from anomaly_vae.data.encoding import (
     Numeric,
     TabularEncoding,
 )
-
-
-class LinearCell(NamedTuple):
-    """Where a linear column is in a row and in its encoding, and how it is encoded."""
-
-    source: int
-    target: int
-    shift: float
-    scale: float
-    tail: Numeric | None
-    """The column, if it is heavy-tailed."""
 
 
 class RowEncoder:
@@ -54,10 +43,19 @@ class RowEncoder:
             for column, start in zip(encoding.columns, encoding.starts.tolist(), strict=True)
         ]
         self._width = encoding.layout.n_columns
-        self._linear = [
-            LinearCell(source, target, *column.moments, _heavy_tailed(column))
+        linear = [
+            (column, source, target)
             for column, source, target in places
             if isinstance(column, Numeric | Binary)
+        ]
+        self._sources = [source for _, source, _ in linear]
+        self._targets = [target for *_, target in linear]
+        self._shifts = [column.moments[0] for column, *_ in linear]
+        self._scales = [column.moments[1] for column, *_ in linear]
+        self._tails = [
+            (position, column)
+            for position, (column, *_) in enumerate(linear)
+            if isinstance(column, Numeric) and column.unit is not None
         ]
         self._levels = [
             (column, source, target)
@@ -77,8 +75,8 @@ class RowEncoder:
             row: numbers, times in seconds since 1970 and names of levels; None where missing.
         """
         out = [0.0] * self._width
-        for source, target, shift, scale, tail in self._linear:
-            out[target] = _standardised(_on_scale(tail, row[source]), shift, scale)
+        for target, value in zip(self._targets, self._numbers(row), strict=True):
+            out[target] = value
         for column, source, target in self._levels:
             name = row[source]
             out[target] = math.nan if name is None else column.code(name)
@@ -87,21 +85,25 @@ class RowEncoder:
             out[target : target + cycle.width] = point[0].tolist()
         return np.array([out], np.float32)
 
+    def _numbers(self, row: Sequence[Any]) -> list[float]:
+        """Encode the linear columns (n,) of a row."""
+        values = list(map(row.__getitem__, self._sources))
+        for i, column in self._tails:
+            values[i] = _on_scale(column, values[i])
+        if None in values:
+            values = [math.nan if value is None else value for value in values]
+        triples = zip(values, self._shifts, self._scales, strict=True)
+        encoded = [(value - shift) / scale for value, shift, scale in triples]
+        if encoded and not (min(encoded) >= -EXTREME and max(encoded) <= EXTREME):
+            return list(map(_limited, encoded))
+        return encoded
 
-def _heavy_tailed(column: Numeric | Binary) -> Numeric | None:
-    return column if isinstance(column, Numeric) and column.unit is not None else None
 
-
-def _on_scale(tail: Numeric | None, value: float | None) -> float | None:
+def _on_scale(tail: Numeric, value: float | None) -> float | None:
     """Return a value on the asinh scale of a heavy-tailed column."""
-    if tail is None or value is None:
-        return value
-    return tail.linearised(np.array([value], np.float64)).item()
+    return None if value is None else tail.linearised(np.array([value], np.float64)).item()
 
 
-def _standardised(value: float | None, shift: float, scale: float) -> float:
-    """Compute (v − shift) / scale, clipped to ±`EXTREME`; NaN where missing."""
-    if value is None:
-        return math.nan
-    encoded = (value - shift) / scale
-    return EXTREME if encoded > EXTREME else max(encoded, -EXTREME)
+def _limited(value: float) -> float:
+    """Clip a value to ±`EXTREME`; NaN remains."""
+    return EXTREME if value > EXTREME else max(value, -EXTREME)

@@ -161,6 +161,16 @@ class Scorer:
         score, *own, rate = self._outputs(names, x)
         return score, Terms((own[0] if own else score) - rate, rate)
 
+    def score_alone(self, x: Matrix) -> tuple[float, float, float]:
+        """Return score, loss and rate of one encoded row (1, F); see `scores_and_terms`."""
+        if self._block == 1:
+            score, terms = self.scores_and_terms(x)
+            return score.item(), terms.loss.item(), terms.rate.item()
+        names = ("score", "detector", "rate") if self.has_head else ("score", "kl")
+        values = self._bound(names, x).values(x)
+        own = values[-2]
+        return values[0], own - values[-1], values[-1]
+
     def scored(self, batch: RawBatch) -> ScoredRows:
         """Encode and score rows, in one pass."""
         x = self.encoding.encode(batch)
@@ -203,19 +213,19 @@ class Scorer:
         """Run the graph on one tile, padded to a multiple of `BLOCK_ROWS`."""
         rows = len(x)
         if rows == 1 < self._block and "nats" not in outputs:
-            return self._run_alone(outputs, x)
+            return self._bound(outputs, x)(x)
         x = padded(x, self._block)
         given = {"x": x} if "nats" in outputs else {"x": x, **self._brief}
         parts: list[NDArray[Any]] = self._session.run(outputs, given)
         return [part[:rows] for part in parts]
 
-    def _run_alone(self, outputs: tuple[str, ...], x: Matrix) -> list[NDArray[Any]]:
-        """Run the graph on one row (1, F), in memory that the first such run allocates."""
+    def _bound(self, outputs: tuple[str, ...], x: Matrix) -> BoundRun:
+        """Return the runs on lone rows, in memory that the first such row (1, F) allocates."""
         run = self._alone.get(outputs)
         if run is None:
             block = x.repeat(self._block, axis=0)
             run = self._alone[outputs] = BoundRun(self._session, outputs, block, self._brief)
-        return run(x)
+        return run
 
 
 class BoundRun:
@@ -247,9 +257,18 @@ class BoundRun:
     def __call__(self, x: Matrix) -> list[NDArray[Any]]:
         """Return the outputs for one row (1, F), each with one element."""
         with self._lock:
-            self._rows[:] = x
-            self._session.run_with_iobinding(self._binding)
+            self._run(x)
             return [part[:1].copy() for part in self._outputs]
+
+    def values(self, x: Matrix) -> list[float]:
+        """Return the outputs for one row (1, F) as numbers."""
+        with self._lock:
+            self._run(x)
+            return [part.item(0) for part in self._outputs]
+
+    def _run(self, x: Matrix) -> None:
+        self._rows[:] = x
+        self._session.run_with_iobinding(self._binding)
 
 
 def padded(x: Matrix, block: int) -> Matrix:

@@ -10,7 +10,7 @@ calibration rows are reported.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import compress
@@ -44,6 +44,12 @@ class Typicality(Protocol):
 
     def reasons(self, threshold: float, losses: Scores, rates: Scores, x: Matrix) -> Reasons:
         """Return a reason for each row with a surprise above the threshold."""
+        ...
+
+    def reason(
+        self, threshold: float, loss: float, rate: float, x: Matrix, is_complete: bool
+    ) -> str | None:
+        """Return the reason for a lone row (1, F), if its surprise is above the threshold."""
         ...
 
     def tensors(self) -> dict[str, NDArray[Any]]:
@@ -95,6 +101,18 @@ class UnusualTest:
     def reasons(self, losses: Scores, rates: Scores, x: Matrix) -> Reasons:
         """Return the reason (N,) of each unusual row, None for the others; see `fit`."""
         return self.typicality.reasons(self.calibration.threshold, losses, rates, x)
+
+    def reason(self, loss: float, rate: float, x: Matrix, is_complete: bool) -> str | None:
+        """Return the reason of a lone row (1, F), None if it is not unusual; see `reasons`.
+
+        Args:
+            loss: its score without the rate.
+            rate: its rate.
+            x: the row.
+            is_complete: whether no value is missing.
+        """
+        threshold = self.calibration.threshold
+        return self.typicality.reason(threshold, loss, rate, x, is_complete)
 
     def summary(self) -> dict[str, Any]:
         """Return the manifest's entry."""
@@ -257,7 +275,7 @@ class TableTypicality:
         """Return a reason for each row with a surprise above the threshold."""
         limits, found = self.limits(threshold), np.empty(len(x), object)
         if len(x) == 1:
-            found[0] = self._reason(limits, losses.item(), rates.item(), x[0].tolist())
+            found[0] = self._reason(limits, losses.item(), rates.item(), x)
             return found
         for mask, reason in zip(_unusual_terms(limits, losses, rates), TABLE_REASONS, strict=True):
             found[mask] = reason
@@ -266,8 +284,15 @@ class TableTypicality:
             found[row] = self._reason_of_missing(int(missing[row]), limits)
         return found
 
-    def _reason(self, limits: Limits, loss: float, rate: float, row: Sequence[float]) -> str | None:
-        """Return the reason for a lone row (F,), without operations on arrays."""
+    def reason(
+        self, threshold: float, loss: float, rate: float, x: Matrix, is_complete: bool
+    ) -> str | None:
+        """Return the reason for a lone row (1, F), if its surprise is above the threshold."""
+        return self._reason(self.limits(threshold), loss, rate, None if is_complete else x)
+
+    def _reason(self, limits: Limits, loss: float, rate: float, x: Matrix | None) -> str | None:
+        """Return the reason for a lone row (1, F), None for one without missing values."""
+        row = [] if x is None else x[0].tolist()
         missing = sum(map(math.isnan, row)) and sum(math.isnan(row[i]) for i in self._cells)
         if missing > limits.missing:
             return self._reason_of_missing(missing, limits)

@@ -14,7 +14,7 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from anomaly_vae.monitoring.exchangeability import (
     window_shape,
 )
 from anomaly_vae.monitoring.martingale import Counts, Floats
-from anomaly_vae.scoring.detector import Detections
+from anomaly_vae.scoring.detector import Decision, Detections
 from serving.models.store import ServedModel
 
 FLUSH_ROWS = 256
@@ -45,9 +45,10 @@ LockFactory = Callable[[], AbstractContextManager[object]]
 
 
 class Observation(NamedTuple):
-    """N decisions, with the encoded rows (N, F) and times (N,) of a table."""
+    """N scores and flags (N,), with the encoded rows (N, F) and times (N,) of a table."""
 
-    detections: Detections
+    scores: Any
+    flags: Any
     x: Matrix | None
     seconds: Floats | None
 
@@ -57,18 +58,15 @@ class Observation(NamedTuple):
         x = [part.x for part in parts if part.x is not None]
         seconds = [part.seconds for part in parts if part.seconds is not None]
         return cls(
-            Detections.concatenate(part.detections for part in parts),
+            np.concatenate([part.scores for part in parts]),
+            np.concatenate([part.flags for part in parts]),
             np.concatenate(x) if x else None,
             np.concatenate(seconds) if seconds else None,
         )
 
     def part(self, rows: slice) -> Observation:
         """Return some of the rows."""
-        return Observation(
-            self.detections.part(rows),
-            None if self.x is None else self.x[rows],
-            None if self.seconds is None else self.seconds[rows],
-        )
+        return Observation(*(None if part is None else np.asarray(part)[rows] for part in self))
 
 
 class GuaranteeTracker:
@@ -90,9 +88,18 @@ class GuaranteeTracker:
     ) -> None:
         """Record N decisions; ``x`` (N, F) and ``batch`` are the rows of a table."""
         seconds = self._monitor.seconds(batch) if batch else None
+        self._add(Observation(detections.score, detections.is_anomaly, x, seconds))
+
+    def observe_alone(self, decision: Decision, x: Matrix, times: RawBatch | None) -> None:
+        """Record the decision on a lone row of a table; see `observe`."""
+        seconds = self._monitor.seconds(times) if times else None
+        self._add(Observation([decision.score], [decision.is_anomaly], x, seconds))
+
+    def _add(self, observation: Observation) -> None:
+        """Add an observation to the pending ones, and count them if they are many."""
         with self._pending_lock:
-            self._pending.append(Observation(detections, x, seconds))
-            self._pending_rows += len(detections.score)
+            self._pending.append(observation)
+            self._pending_rows += len(observation.scores)
             is_full = self._pending_rows >= FLUSH_ROWS
         if is_full:
             self.flush()
@@ -118,7 +125,7 @@ class GuaranteeTracker:
         if not pending:
             return
         observed = Observation.concatenate(pending)
-        blocks = self._blocks_of(len(observed.detections.score))
+        blocks = self._blocks_of(len(observed.scores))
         counts = [self._count(observed.part(block)) for block in blocks]
         with self._window_lock():
             for block in counts:
@@ -131,8 +138,7 @@ class GuaranteeTracker:
         return (slice(start, start + step) for start in range(first, rows, step))
 
     def _count(self, rows: Observation) -> Counts:
-        detections = rows.detections
-        return self._monitor.count(detections.score, detections.is_anomaly, rows.x, rows.seconds)
+        return self._monitor.count(*rows)
 
 
 class GuaranteeTrackers:

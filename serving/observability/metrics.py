@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,7 +30,7 @@ from anomaly_vae.data.encoding import Categorical, Matrix, TabularEncoding
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.review.cases import KINDS as KINDS_OF_CASES
 from anomaly_vae.review.labels import VERDICTS
-from anomaly_vae.scoring.detector import Detections
+from anomaly_vae.scoring.detector import Decision, Detections
 from serving.models.store import ServedModel, Store
 from serving.observability.collectors import PREFIX, GuaranteeCollector, ModelCollector, gauge
 from serving.observability.guarantee import GuaranteeTracker, GuaranteeTrackers
@@ -125,6 +125,27 @@ class ModelMetrics:
             self._columns.observe(x)
         self.guarantee.observe(detections, x, batch)
 
+    def observe_alone(
+        self, decision: Decision, x: Matrix, is_complete: bool, times: RawBatch | None
+    ) -> None:
+        """Count a lone row of a table.
+
+        Args:
+            decision: the decision on it.
+            x: the encoded row (1, F).
+            is_complete: whether no value is missing.
+            times: its times; None if it has none.
+        """
+        self.scored.inc()
+        if decision.is_anomaly:
+            self.flagged.inc()
+        if decision.unusual_input is not None:
+            self.unusual.inc()
+        self.p_values.observe(decision.p_value)
+        if self._columns:
+            self._columns.observe_alone(x, is_complete)
+        self.guarantee.observe_alone(decision, x, times)
+
 
 class ColumnMetrics:
     """Counters of missing values and unseen categories of one model, by column."""
@@ -140,8 +161,6 @@ class ColumnMetrics:
 
     def observe(self, x: Matrix) -> None:
         """Count missing values and unseen categories of encoded rows (N, F)."""
-        if len(x) == 1 and self._is_complete(x[0].tolist()):
-            return
         for counters, mask in (
             (self._missing, np.isnan(x[:, self._columns])),
             (self._unseen, x[:, self._levels] == 0),
@@ -151,9 +170,10 @@ class ColumnMetrics:
                     if count:
                         counters[index].inc(count)
 
-    def _is_complete(self, row: Sequence[float]) -> bool:
-        """Return whether there is nothing to count in a lone row (F,), without using arrays."""
-        return not any(map(math.isnan, row)) and all(map(row.__getitem__, self._level_list))
+    def observe_alone(self, x: Matrix, is_complete: bool) -> None:
+        """Count the same of a lone row (1, F), which has nothing to count in most cases."""
+        if not (is_complete and all(map(x.item, self._level_list))):
+            self.observe(x)
 
 
 class PairMetrics:

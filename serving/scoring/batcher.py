@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 from anomaly_vae.client.types import Result
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.monitoring.exchangeability import STATUSES
-from anomaly_vae.scoring.detector import Detections
+from anomaly_vae.scoring.detector import Decision, Detections
 from anomaly_vae.scoring.row_encoder import RowEncoder
 from serving.models.store import ServedModel
 from serving.observability.metrics import ModelMetrics
 from serving.scoring import responses
 from serving.scoring.observers import Observers
 from serving.scoring.row_decoder import DecodedRequest, Ids, Row, RowDecoder, Rows
-from serving.scoring.schemas import RequestId
+from serving.scoring.schemas import DecidedResult, RequestId
 from serving.scoring.windows import ModelWindows, warnings_of
 
 MAX_VALUES = 16_384
@@ -61,6 +61,8 @@ class ModelBatcher:
             for status in STATUSES
         }
         encoding = None if windows else model.table_encoding
+        if model.detector.calibration.groups:
+            encoding = None
         self._encoder = RowEncoder(encoding, decoder.names) if encoding else None
         self._pending: list[Pending] = []
         self._last_had_several = False
@@ -94,6 +96,10 @@ class ModelBatcher:
 
     def _flush(self) -> None:
         """Answer as many pending requests as fit into one pass."""
+        if self._encoder and len(self._pending) == 1 and len(self._pending[0].rows) == 1:
+            self._last_had_several = False
+            self._flush_alone(self._encoder, self._pending.pop())
+            return
         ends = list(accumulate(len(pending.rows) for pending in self._pending))
         count = max(bisect_right(ends, self._max_rows), 1)
         batch, self._pending = self._pending[:count], self._pending[count:]
@@ -116,6 +122,28 @@ class ModelBatcher:
         if self._observers.watches(self._model):  # later, so that the answers are sent first
             bodies = [pending.body for pending in batch]
             asyncio.get_running_loop().call_soon(self._offer, detections, bodies, ends)
+
+    def _flush_alone(self, encoder: RowEncoder, pending: Pending) -> None:
+        """Answer a lone request with one row."""
+        request = pending.request
+        try:
+            decision = self._decide_alone(encoder, request.rows[0])
+            result = DecidedResult(
+                score=decision.score,
+                p_value=decision.p_value,
+                is_anomaly=decision.is_anomaly,
+                unusual_input=decision.unusual_input,
+                id=request.ids[0] if request.ids else None,
+            )
+            content = self._encode([result], request.request_id, ())
+        except Exception as error:  # noqa: BLE001  # the request's own error
+            _resolve(pending.answer, error)
+            return
+        _resolve(pending.answer, content)
+        self._metrics.sizes.observe(1)
+        if self._observers.watches(self._model):  # later, so that the answer is sent first
+            detections = Detections.of([decision], self._model.detector.unusual is not None)
+            asyncio.get_running_loop().call_soon(self._offer, detections, [pending.body], [1])
 
     def _answer_separately(self, batch: Sequence[Pending]) -> None:
         """Answer the requests one by one, so that a failure affects only its own request."""
@@ -144,20 +172,21 @@ class ModelBatcher:
 
     def _detect(self, rows: Rows) -> Detections:
         start = time.perf_counter()
-        if self._encoder is not None and len(rows) == 1:
-            detections = self._decide_alone(self._encoder, rows[0])
-        else:
-            detections = self.decide(self.decoder.batch(rows))
+        detections = self.decide(self.decoder.batch(rows))
         self._metrics.inference.observe(time.perf_counter() - start)
         self._metrics.batches.observe(len(rows))
         return detections
 
-    def _decide_alone(self, encoder: RowEncoder, row: Row) -> Detections:
+    def _decide_alone(self, encoder: RowEncoder, row: Row) -> Decision:
         """Decide on a lone row without windows in as few steps as possible, and count it."""
-        x = encoder.encode(self.decoder.plain(row))
-        detections = self._model.detector.detect_encoded(x)
-        self._metrics.observe(detections, x, self.decoder.times(row))
-        return detections
+        start = time.perf_counter()
+        cells = self.decoder.plain(row)
+        x, is_complete = encoder.encode(cells), None not in cells
+        decision = self._model.detector.decide_alone(x, is_complete)
+        self._metrics.observe_alone(decision, x, is_complete, self.decoder.times(row))
+        self._metrics.inference.observe(time.perf_counter() - start)
+        self._metrics.batches.observe(1)
+        return decision
 
     def decide(self, batch: RawBatch) -> Detections:
         """Decide on rows, with their windows, and count them."""

@@ -40,7 +40,8 @@ def test_a_bug_says_nothing_of_the_inside(client, caplog, monkeypatch, records, 
     def broken(*_):
         raise RuntimeError("secret amount 1234.56")
 
-    monkeypatch.setattr("anomaly_vae.scoring.detector.Detector.decide", broken)
+    for step in ("decide", "decide_alone"):
+        monkeypatch.setattr(f"anomaly_vae.scoring.detector.Detector.{step}", broken)
     body = {"records": records[:1], "explain": explain}
     problem = refused(post(client, body), 500, "internal")
     assert "secret" not in json.dumps(problem)

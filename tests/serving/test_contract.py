@@ -120,7 +120,8 @@ def test_500(client, way, monkeypatch):
     def broken(*_):
         raise RuntimeError("secret amount 1234.56")
 
-    monkeypatch.setattr("anomaly_vae.scoring.detector.Detector.decide", broken)
+    for step in ("decide", "decide_alone"):
+        monkeypatch.setattr(f"anomaly_vae.scoring.detector.Detector.{step}", broken)
     problem = refused(way.post(client), 500, "internal")
     assert "secret" not in json.dumps(problem)
 

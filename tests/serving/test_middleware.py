@@ -139,7 +139,8 @@ def test_an_id_that_is_not_sound_is_replaced(client, given):
     ],
 )
 def test_the_log_has_a_failure_once_and_by_its_id(client, monkeypatch, caplog, path, body):
-    monkeypatch.setattr("anomaly_vae.scoring.detector.Detector.detect_encoded", lambda *_: 1 / 0)
+    for step in ("detect_encoded", "decide_alone"):
+        monkeypatch.setattr(f"anomaly_vae.scoring.detector.Detector.{step}", lambda *_: 1 / 0)
     answer = client.post(path, json=body)
     assert answer.status_code == 500
     (line,) = [record for record in caplog.records if record.exc_info]

@@ -307,6 +307,14 @@ class ImageTypicality:
                 found[row] = self._reason(values)
         return found
 
+    def reason(
+        self, threshold: float, loss: float, rate: float, x: Matrix, is_complete: bool
+    ) -> str | None:
+        """Return the reason for a single image (1, F) with a distance above the threshold."""
+        del is_complete
+        found: str | None = self.reasons(threshold, loss, rate, x)[0]
+        return found
+
     def _reason(self, values: Values) -> str:
         """Return the first fault that the image has, if any, else its most unusual statistic."""
         distance, *others = self._straight(values).tolist()

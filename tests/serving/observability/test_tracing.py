@@ -76,7 +76,8 @@ def test_refusals_and_failures(collector, client_of, served, monkeypatch):
     client = client_of(served)
     client.get("/mallory")
     client.post("/v2/models/fraud/infer", json={})
-    monkeypatch.setattr("anomaly_vae.scoring.detector.Detector.decide", None)
+    for step in ("decide", "decide_alone"):
+        monkeypatch.setattr(f"anomaly_vae.scoring.detector.Detector.{step}", None)
     client.post("/score", json={"records": [{"TX_AMOUNT": 1}]})
     spans, content = next_spans(collector, 3)
     assert [(span.name, said(span)["http.response.status_code"]) for span in spans] == [

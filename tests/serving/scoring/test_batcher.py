@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from anomaly_vae.artifacts.registry_names import BundleRef
+from anomaly_vae.scoring.detector import Detections
 from serving.models.store import Store
 from serving.observability.metrics import Metrics
 from serving.scoring.batcher import ModelBatcher
@@ -32,6 +33,14 @@ def batcher(served):
     return batcher_of(served)
 
 
+def passes_of(batcher, monkeypatch):
+    """The number of rows of each pass, in a list that grows."""
+    passes, several, alone = [], batcher._detect, batcher._decide_alone
+    monkeypatch.setattr(batcher, "_detect", lambda x: passes.append(len(x)) or several(x))
+    monkeypatch.setattr(batcher, "_decide_alone", lambda *x: passes.append(1) or alone(*x))
+    return passes
+
+
 def scores(results):
     return [result["score"] for result in results]
 
@@ -41,9 +50,7 @@ def test_what_arrives_together_is_one_pass_and_each_gets_its_own(batcher, record
     starts = np.cumsum([0, *sizes])
     bodies = [json.dumps({"records": records[a:b]}).encode() for a, b in pairwise(starts)]
     requests = [(batcher.decoder.decode(body), body) for body in bodies]
-    passes = []
-    whole = batcher._detect
-    monkeypatch.setattr(batcher, "_detect", lambda x: passes.append(len(x)) or whole(x))
+    passes = passes_of(batcher, monkeypatch)
 
     async def together():
         return await asyncio.gather(*(batcher.submit(*request) for request in requests))
@@ -71,17 +78,15 @@ def test_a_lone_row_has_the_score_that_it_has_in_a_batch_to_the_last_bit(batcher
         for row in decoded.rows
     ]
     together = batcher._detect(rows)
-    alone = [batcher._detect([row]) for row in rows]
+    alone = [batcher._decide_alone(batcher._encoder, row) for row in rows]
+    found = Detections.of(alone, tested=False)
     for name in ("score", "p_value", "is_anomaly"):
-        found = [getattr(one, name).item() for one in alone]
-        assert found == getattr(together, name).tolist(), name
+        assert getattr(found, name).tolist() == getattr(together, name).tolist(), name
 
 
 def test_where_there_was_company_one_more_turn_is_waited_for(batcher, records, monkeypatch):
     body = json.dumps({"records": records[:1]}).encode()
-    passes = []
-    whole = batcher._detect
-    monkeypatch.setattr(batcher, "_detect", lambda x: passes.append(len(x)) or whole(x))
+    passes = passes_of(batcher, monkeypatch)
 
     async def later(turns):
         for _ in range(turns):
