@@ -191,19 +191,21 @@ def unvaried(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor
     return inserted_anomalies(images.repeat(2, 1, 1, 1), generator)
 
 
-USUAL = "as it is"
-"""Training of the library."""
+USUAL, ONE_SIDED = "as it is", "head not symmetric"
+"""Training of the library, and the same of a head that does not see the opposite side."""
 TRAININGS: dict[str, Insert] = {
     USUAL: partial(synthetic, standardise=True),
+    ONE_SIDED: partial(synthetic, standardise=True),
     "images not varied": unvaried,
 }
 """What makes the images and labels that a head is trained on."""
 
 
-def trained(images: Tensor, insert: Insert, seed: int, steps: int) -> LocalizationHead:
+def trained(images: Tensor, training: str, seed: int, steps: int) -> LocalizationHead:
     """Train a head on encoded images (N, 1, S, S) as a fit does, without a VAE."""
     torch.manual_seed(seed)
-    head = LocalizationHead(Geometry(ImageLayout(1, SIZE), WIDTH, LEVELS))
+    geometry, insert = Geometry(ImageLayout(1, SIZE), WIDTH, LEVELS), TRAININGS[training]
+    head = LocalizationHead(geometry, symmetric=training != ONE_SIDED)
     head.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as in a fit
     weights, gradient = flatten_weights(list(head.parameters()))
     moments, generator = Moments.of(weights), torch.Generator().manual_seed(seed)
@@ -255,8 +257,8 @@ def load(folder: Path, training: str, seed: int, kept: Path, short: bool) -> Hea
     if not kept.exists():
         encoded = ImageEncoding(ImageLayout(1, SIZE), "standardise").encode(train)
         x = torch.from_numpy(encoded).view(-1, 1, SIZE, SIZE)
-        insert, steps = TRAININGS[training], SHORT_STEPS if short else STEPS
-        head, seconds = cpu_seconds(lambda: trained(x, insert, seed, steps))
+        steps = SHORT_STEPS if short else STEPS
+        head, seconds = cpu_seconds(lambda: trained(x, training, seed, steps))
         found: Any = {kind: log_odds(head, images) for kind, (images, _) in made.items()}
         kept.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(kept, normal=log_odds(head, normal), seconds=seconds, **found)

@@ -100,6 +100,9 @@ class ImageModelConfig(Section):
     """Smallest variance of a `gaussian`, `laplace` or `structural` likelihood."""
     localization_head: bool = False
     """Whether a second network learns which pixels are anomalous, from synthetic corruption."""
+    symmetry: bool | None = None
+    """Whether that network compares each place with the opposite one of the mirror image, for
+    images whose two sides look alike; null: yes with `localization_head`."""
     backbone: Literal["none", "efficientnet_lite0"] = "none"
     """Network trained on photographs whose patch features are modelled in place of pixels, for
     industrial pictures: `efficientnet_lite0`, which needs the extra `backbone`, or `none`."""
@@ -121,7 +124,8 @@ class ImageModelConfig(Section):
     @property
     def unset(self) -> set[str]:
         """Keys that the manifest leaves out, because they have their defaults."""
-        return {"backbone"} if self.backbone == "none" else set()
+        usual = {"backbone": self.backbone == "none", "symmetry": not self.symmetry}
+        return {key for key, unset in usual.items() if unset}
 
     def resolve(self, n_columns: int) -> ResolvedImageModel:
         """Fill in sizes that are None; the number of pixels, ``n_columns``, has no influence."""
@@ -132,6 +136,7 @@ class ImageModelConfig(Section):
             "latent_dim": self.latent_dim or (usual if self.backbone == "none" else 64),
             "upsampling": self.upsampling
             or ("resize" if hierarchical and self.localization_head else "shuffle"),
+            "symmetry": self.localization_head and self.symmetry is not False,
         }
         return ResolvedImageModel.model_validate({**dict(self), **filled})
 
@@ -141,3 +146,4 @@ class ResolvedImageModel(ImageModelConfig):
 
     latent_dim: int
     upsampling: Literal["resize", "shuffle", "transposed"]
+    symmetry: bool

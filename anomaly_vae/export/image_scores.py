@@ -13,9 +13,10 @@ normal images, and is then not in nats. The localization score (type "contaminat
 log-probability that no pixel is anomalous, Σ softplus(2 (ℓ − level)). Here ℓ are the log-odds of
 the localization head, averaged over the image and its mirror image and smoothed by one pixel, less
 a share of what a twentieth of the image's pixels exceed: in an image that looks odd everywhere, a
-place has to stand out more. If the opposite place of the mirror image exceeds it, too, a share of
-that excess is subtracted as well: normal anatomy that looks odd is often on both sides, and a
-lesion on one. Three pixels in a thousand of held-out normal images exceed the level.
+place has to stand out more. If the head is symmetric, a share of what the opposite place of the
+mirror image has in excess of it is subtracted as well: normal anatomy that looks odd is often on
+both sides, and a lesion on one. Three pixels in a thousand of held-out normal images exceed the
+level.
 
 If only some pixels count, the others, which are marked in x, add nothing to the score.
 """
@@ -31,6 +32,7 @@ from anomaly_vae.config.scoring import ImageScoreConfig
 from anomaly_vae.images.encoding import STANDARDISED_MEAN, ImageLayout
 from anomaly_vae.images.masking import ENCODED_OUTSIDE, LIMIT
 from anomaly_vae.models.image_likelihoods import Contrast, blur, gaussian_kernel
+from anomaly_vae.models.localization_head import LocalizationHead
 from anomaly_vae.models.vae import VAE, Inference, Terms, frozen_noise
 
 CHUNK_IMAGES = 64
@@ -61,7 +63,6 @@ class ImageScore(nn.Module):
     center: Tensor
     scale: Tensor
     level: Tensor
-    symmetry: Tensor
     kl_center: Tensor
     kl_scale: Tensor
 
@@ -75,8 +76,6 @@ class ImageScore(nn.Module):
         self.register_buffer("center", torch.zeros(layout.n_columns))
         self.register_buffer("scale", torch.ones(layout.n_columns))
         self.register_buffer("level", torch.zeros(()))
-        if config.type == "contamination":
-            self.register_buffer("symmetry", torch.tensor(SYMMETRY))
         self.register_buffer("kl_center", torch.zeros((), dtype=torch.float64))
         self.register_buffer("kl_scale", torch.ones((), dtype=torch.float64))
 
@@ -138,16 +137,24 @@ class ImageScore(nn.Module):
         """Return the log-odds of the pixels (N, S²), smoothed, relative to the whole image's."""
         images = x.unflatten(1, self.layout.shape)
         maps = blur((self._head(images) + self._head(images.flip(-1)).flip(-1)) / 2, self.kernel)
-        log_odds, opposite = maps.flatten(1), _opposite(maps).flatten(1)
+        log_odds = maps.flatten(1)
         exceeding = max(round(EXCEEDING * log_odds.shape[1]), 1)
         usual = log_odds.topk(exceeding, dim=1).values[:, -1:]
-        return log_odds - RELATIVE * usual - self.symmetry * F.relu(opposite - usual)
+        relative = torch.sub(log_odds, usual, alpha=RELATIVE)
+        if not self._localization_head.symmetric:
+            return relative
+        return relative - SYMMETRY * F.relu(_opposite(maps).flatten(1) - usual)
 
     def _head(self, images: Tensor) -> Tensor:
         """Return the head's log-odds (N, 1, S, S) for images (N, C, S, S)."""
-        assert self.model.contamination is not None, "the configuration guarantees a head"
-        log_odds: Tensor = self.model.contamination(images.flatten(1))
+        log_odds: Tensor = self._localization_head(images.flatten(1))
         return log_odds.view(-1, 1, self.layout.size, self.layout.size)
+
+    @property
+    def _localization_head(self) -> LocalizationHead:
+        head = self.model.contamination
+        assert isinstance(head, LocalizationHead), "the configuration guarantees a head"
+        return head
 
     @torch.no_grad()
     def fit_statistics(self, x: Tensor) -> None:

@@ -63,13 +63,9 @@ def image_tensors(score: ImageScore | PatchScore) -> dict[str, NDArray[Any]]:
 
 
 def load_image_tensors(score: ImageScore | PatchScore, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Copy the content of ``weights.safetensors`` into a score; the inverse of `image_tensors`.
-
-    Earlier builds store no share for the opposite place, and subtracted nothing.
-    """
+    """Copy the content of ``weights.safetensors`` into a score; the inverse of `image_tensors`."""
     for name, value in score.state_dict().items():
-        key = name.removeprefix(MODEL_PREFIX)
-        value.copy_(torch.zeros(()) if key == "symmetry" and key not in tensors else tensors[key])
+        value.copy_(tensors[name.removeprefix(MODEL_PREFIX)])
 
 
 def shared_graph(

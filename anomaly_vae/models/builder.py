@@ -105,7 +105,8 @@ def build_image(config: ImageModelConfig, layout: ImageLayout, seed: int = 0) ->
         encoder, decoder = _image_networks(config, layout, likelihood.planes)
         model = models[config.type](nn.Identity(), encoder, decoder, likelihood, StandardNormal())
         if config.localization_head:
-            model.contamination = LocalizationHead(Geometry(layout, config.width, LEVELS))
+            geometry = Geometry(layout, config.width, LEVELS)
+            model.contamination = LocalizationHead(geometry, config.symmetry)
     return model
 
 

@@ -25,16 +25,22 @@ class LocalizationHead(nn.Module):
     """A U-shaped network with skip connections at half and quarter side (Ronneberger et al. 2015).
 
     It maps images to the log-odds ℓ of each pixel.
+
+    Args:
+        geometry: sides and channels.
+        symmetric: whether each place sees the features of the opposite place, too, at a quarter and
+            an eighth of the side. Normal anatomy is often on both sides, and a lesion on one.
     """
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Geometry, symmetric: bool = True) -> None:
         super().__init__()
-        self.geometry = geometry
+        self.geometry, self.symmetric = geometry, symmetric
         fine, middle, coarse = geometry.widths
+        seen = 2 * middle if symmetric else middle
         self.fine = _double_block(4 * geometry.layout.channels, fine)
         self.middle = _double_block(fine, middle)
-        self.coarse = _double_block(middle, coarse)
-        self.to_middle = _double_block(middle + coarse, middle)
+        self.coarse = _double_block(seen, coarse)
+        self.to_middle = _double_block(seen + coarse, middle)
         self.to_fine = _double_block(fine + middle, fine)
         self.out = nn.Conv2d(fine, 4, 3, 1, 1)
         nn.init.constant_(self.out.bias, INITIAL_LOG_ODDS)  # type: ignore[arg-type]  # it has one
@@ -44,6 +50,7 @@ class LocalizationHead(nn.Module):
         images = F.pixel_unshuffle(self.geometry.pad(x), 2)
         fine = self.fine(channels_last(images) if self.training else images)
         middle = self.middle(F.avg_pool2d(fine, 2))
+        middle = torch.cat([middle, middle.flip(-1)], 1) if self.symmetric else middle
         coarse = self.coarse(F.avg_pool2d(middle, 2))
         middle = self.to_middle(torch.cat([middle, F.interpolate(coarse, scale_factor=2.0)], 1))
         fine = self.to_fine(torch.cat([fine, F.interpolate(middle, scale_factor=2.0)], 1))

@@ -49,6 +49,8 @@ from anomaly_vae.training.patches import PATCH_NOISE, patch_rows
 
 MEASURED = {"center", "offset", "scale", "shift", "limits", "usual"}
 """Keys of an encoded column that are measured on the rows; the other keys define its meaning."""
+UNRECORDED = {"backbone": "none", "upsampling": "shuffle", "symmetry": False}
+"""Values of keys of the ``model`` section of images that a manifest leaves out."""
 MAX_LATENTS, LATENT_CHUNK = 2000, 64
 """Maximum number of images whose latents are drawn from, and number that are encoded at once."""
 
@@ -267,7 +269,7 @@ class Images(Kind[ImageConfig, ImageSchema, ImageEncoding]):
 
     def build_stored(self, section: Mapping[str, Any], encoding: ImageEncoding) -> VAE:
         """Return an untrained model; see `Kind.build_stored`."""
-        section = {"upsampling": "shuffle", **section}  # that of models which record none
+        section = {**UNRECORDED, **section}
         return build_image(ImageModelConfig.model_validate(section), encoding.model_layout)
 
     def views(self, config: ImageConfig, encoding: ImageEncoding) -> Views:

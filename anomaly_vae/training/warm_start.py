@@ -8,12 +8,10 @@ from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.config import Config
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.scoring.modality import Encoding
-from anomaly_vae.training.kinds import KINDS
+from anomaly_vae.training.kinds import KINDS, UNRECORDED
 
 AFTER_FIT = {"prior", "components", "exemplars", "known"}
 """Keys of the ``model`` section that do not affect the networks."""
-UNRECORDED = {"backbone": "none", "upsampling": "shuffle"}
-"""Values of keys that the manifest leaves out."""
 FINALIZED = {"likelihood.variance_factor", "likelihood.variance_limit"}
 """Tensors that are set after the networks are fitted, and so are not taken over."""
 

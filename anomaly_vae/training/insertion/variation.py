@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from anomaly_vae.images.encoding import STANDARDISED_MEAN, STANDARDISED_STD
 from anomaly_vae.training.insertion.draws import Draw
 
-MAX_ROTATION = math.radians(25)
-"""Maximum rotation in either direction, in radians."""
+MAX_ROTATION = math.radians(12)
+"""Maximum rotation in either direction, in radians; turned further, the two sides of an image are
+not opposite each other."""
 MAX_ZOOM, MAX_STRETCH = 0.18, 0.09
 """Maximum relative change of scale, and of the height alone."""
 MAX_SHIFT = 0.04

@@ -199,15 +199,19 @@ def test_few_pixels_of_held_out_images_exceed_the_level() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("moved", [0, REACHED, 8])
-def test_what_looks_odd_on_both_sides_counts_less_than_on_one(
-    monkeypatch: pytest.MonkeyPatch, moved: int
+@pytest.mark.parametrize(
+    ("moved", "symmetry", "less"),
+    [(0, True, True), (REACHED, True, True), (8, True, False), (0, False, False)],
+)
+def test_a_symmetric_head_counts_less_what_looks_odd_on_both_sides(
+    monkeypatch: pytest.MonkeyPatch, moved: int, symmetry: bool, less: bool
 ) -> None:
     layout = ImageLayout(1, 32)
     one = torch.full((1, 1, 32, 32), -4.0)
     one[..., 8:12, 4:8] = 2.0
     both = torch.maximum(one, one.flip(-1).roll(moved, -2))
-    found = score(layout, **HEAD)
+    model = {"localization_head": True, "symmetry": symmetry}
+    found = score(layout, model, type="contamination")
     monkeypatch.setattr(found, "_head", lambda images: images)
     alone, twice = (found._log_odds(maps.flatten(1)).max().item() for maps in (one, both))
-    assert (twice < alone - 1) is (moved <= REACHED)
+    assert (twice < alone - 1) is less

@@ -26,7 +26,6 @@ from anomaly_vae.export.onnx_tabular import IR_VERSION, OPSET, TOLERANCE
 from anomaly_vae.export.onnx_traced import (
     check_traced,
     image_tensors,
-    load_image_tensors,
     shared_graph,
     trace_graph,
 )
@@ -199,16 +198,3 @@ def test_the_weights_file_has_the_models_names_and_the_scores_statistics(traced:
     assert set(traced.score.model.state_dict()) < set(tensors)
     assert {"noise", "center", "scale", "kl_center", "kl_scale"} < set(tensors)
     assert tensors["noise"].shape == (2, 2)
-
-
-@torch.no_grad()
-def test_a_head_of_an_earlier_build_is_restored_without_the_opposite_place() -> None:
-    layout = ImageLayout(1, 16)
-    model = build(ImageModelConfig(latent_dim=2, width=4, localization_head=True), layout)
-    score = ImageScore(model, layout, ImageScoreConfig(type="contamination"))
-    tensors = {name: torch.from_numpy(value) for name, value in image_tensors(score).items()}
-    stored = {name: value for name, value in tensors.items() if name != "symmetry"}
-    load_image_tensors(score, stored)
-    assert score.symmetry == 0
-    load_image_tensors(score, tensors | {"symmetry": torch.tensor(0.25)})
-    assert score.symmetry == 0.25
