@@ -14,6 +14,7 @@ from torch import Tensor
 from anomaly_vae.export.graph_builder import GraphBuilder
 from anomaly_vae.models.exemplars import Exemplars, slots
 from anomaly_vae.models.likelihoods import LOG_2PI
+from anomaly_vae.scoring.scorer import BLOCK_ROWS, DISTINCT_ROWS
 
 SINGLE_RATIO = 1_000.0
 """Largest |c|²/v of an exemplar whose exponents are computed in float32.
@@ -80,10 +81,10 @@ class ExemplarNodes:
         return [part for part in parts if len(part[0])]
 
     def pair(self) -> str:
-        """Compute the mean log-kernels and the log-density, (N, 2) float32.
+        """Compute the mean log-kernels in `chunks` and the log-density, (N, chunks + 1) float32.
 
         The loss is minus the former. The KL term is the former minus the latter. Only the products
-        need float64, whose terms cancel.
+        need float64, whose terms cancel. Of a lone row, which its tile repeats, there is one row.
         """
         for part in self.parts:
             part.fold()
@@ -99,7 +100,7 @@ class ExemplarNodes:
     def incomplete(self) -> Sequence[str]:
         """Compute the same of any rows. Rows without any value have no kernels."""
         g = self.g
-        present = g.cast(g("Not", self.missing))
+        present = g.cast(g("Not", self.distinct(self.missing)))
         some = g("Min", g.stable_sum(present, self.layout.n_columns, np.float32), 1.0)
         exponents = self.joined([part.incomplete() for part in self.parts])
         return self.averaged_pair(exponents, some)
@@ -112,23 +113,57 @@ class ExemplarNodes:
             some: (N, 1), 0 for rows without any value and 1 for the others; "" if all have values.
         """
         g = self.g
-        norm = g.log_sum_exp(exponents)
+        shares = g("Softmax", exponents, axis=-1)
         ones, log_weights = self.folded
-        log_joint = g("MatMul", g("Mul", norm.shares, exponents), ones)
-        if not self.has_equal_weights:
-            log_weights = g("MatMul", norm.shares, log_weights)
-        log_kernel = g("Squeeze", g("Sub", log_joint, log_weights), g.axes(0))
+        log_kernels = exponents if self.has_equal_weights else g("Sub", exponents, log_weights)
+        parts = g("Reshape", g("Mul", shares, log_kernels), g.axes(-1, self.chunk))
+        log_kernel = g("Reshape", g("MatMul", parts, ones), g.axes(-1, self.chunks))
+        if self.has_equal_weights:
+            log_kernel = g("Sub", log_kernel, g("Div", log_weights, float(self.chunks)))
         log_kernel = g("Mul", log_kernel, some) if some else log_kernel
-        return g("Concat", log_kernel, norm.log, axis=-1), norm.shares
+        return g("Concat", log_kernel, self.log_density(exponents, shares), axis=-1), shares
+
+    def log_density(self, exponents: str, shares: str) -> str:
+        """Compute the log-sum-exp of exponents (N, M), (N, 1); see `GraphBuilder.log_sum_exp`.
+
+        ONNX Runtime computes the logarithms of four numbers at a time, and rounds those that are
+        left over differently. Each is therefore computed four times.
+        """
+        g = self.g
+        most, largest = (
+            g("ReduceMax", value, g.axes(-1), keepdims=1) for value in (exponents, shares)
+        )
+        logs = g("Log", g("Concat", *[largest] * BLOCK_ROWS, axis=-1))
+        return g("Sub", most, g.slice(logs, 0, 1))
+
+    @cached_property
+    def chunks(self) -> int:
+        """Number of summands of the mean log-kernels, so that a lone row has several, if it can.
+
+        ONNX Runtime adds the numbers of a single row in an order of its own.
+        """
+        return BLOCK_ROWS if len(self.member.log_weight) % BLOCK_ROWS == 0 else 1
+
+    @property
+    def chunk(self) -> int:
+        """Number of exemplars in each summand."""
+        return len(self.member.log_weight) // self.chunks
+
+    def distinct(self, rows: str) -> str:
+        """Leave out the rows of a tile that repeat a lone row."""
+        g = self.g
+        if self.chunks == 1:
+            return rows
+        return g("Slice", rows, g.axes(0), DISTINCT_ROWS, g.axes(0))
 
     def ones(self) -> str:
-        """Return ones (1, M, 1), with which a product is a sum.
+        """Return ones (1, M / chunks, 1), with which a product is a sum.
 
         ONNX Runtime would pack a constant with two axes for a product with 16 columns, which takes
         five times as long.
         """
         g, fill = self.g, numpy_helper.from_array(np.ones(1, np.float32))
-        return g("ConstantOfShape", g.axes(1, len(self.member.log_weight), 1), value=fill)
+        return g("ConstantOfShape", g.axes(1, self.chunk, 1), value=fill)
 
     @property
     def has_equal_weights(self) -> bool:
@@ -137,11 +172,10 @@ class ExemplarNodes:
         return bool((weights == weights[0]).all())
 
     def log_weights(self) -> str:
-        """Return the log-weights (1, M, 1), or (1, 1, 1) if all are equal."""
+        """Return the log-weights (M,), or the only one (1,) of all exemplars."""
         g = self.g
         weights = self.joined([g.cast(part.weight("log_weight")) for part in self.parts])
-        count = 1 if self.has_equal_weights else len(self.member.log_weight)
-        return g("Reshape", g("Slice", weights, g.axes(0), g.axes(count)), g.axes(1, count, 1))
+        return g("Slice", weights, g.axes(0), g.axes(1)) if self.has_equal_weights else weights
 
     def joined(self, pieces: Sequence[str]) -> str:
         """Join values along the last axis."""
@@ -170,9 +204,10 @@ class ExemplarNodes:
         kind = np.float64 if self.double else np.float32
         levels = [self.one_hot()] if len(self.columns) else []
         if not n:
-            return g.with_ones(self.one_hot(), 2, kind)
+            return self.distinct(g.with_ones(self.one_hot(), 2, kind))
         numeric = g.as_double(self.numbers) if self.double else self.numbers
-        return g("Concat", numeric, self.square_and_one(numeric, kind), *levels, axis=-1)
+        parts = numeric, self.square_and_one(numeric, kind), *levels
+        return self.distinct(g("Concat", *parts, axis=-1))
 
     def square_and_one(self, numeric: str, kind: type[np.floating[Any]]) -> str:
         """Compute the sums of squares, and 1 beside each, (N, 2) from (N, n)."""
@@ -268,7 +303,8 @@ class ExemplarPart:
         g = self.g
         if not self.layout.n_numeric:
             return self.complete()
-        gaps = g("Neg", g.cast(self.nodes.first(self.nodes.missing), self.kind))
+        missing = self.nodes.distinct(self.nodes.first(self.nodes.missing))
+        gaps = g("Neg", g.cast(missing, self.kind))
         return self.product(g("Concat", self.rows, gaps, axis=-1), self.folded[1])
 
     def product(self, rows: str, factors: str) -> str:

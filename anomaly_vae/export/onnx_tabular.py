@@ -9,7 +9,8 @@ The graph is in ONNX. Its input is ``x`` (N, F), NaN where missing, and its outp
     latent    (N, L)  float32, the posterior mean
 
 A second input, ``explain``, is a boolean that is true unless given. If it is false, ``nats`` and
-``expected`` are not computed and have no meaning.
+``expected`` are not computed and have no meaning. Graphs with exemplars have a third one,
+``distinct_rows``: if it is 1, all rows repeat the first one, and its exponents are computed once.
 
 The weights are not part of the graph: it reads them from ``weights.safetensors`` by offset, the
 same bytes that generation loads into torch. Building the graph takes milliseconds where tracing
@@ -49,7 +50,7 @@ from anomaly_vae.models.likelihoods import (
 )
 from anomaly_vae.models.networks import MLP, Encoder
 from anomaly_vae.models.vae import VAE, Terms, frozen_noise
-from anomaly_vae.scoring.scorer import EXPLAIN, TILE_ROWS
+from anomaly_vae.scoring.scorer import DISTINCT_ROWS, EXPLAIN, TILE_ROWS
 
 OPSET = 18
 """Version of the ONNX operator set."""
@@ -88,9 +89,14 @@ def export_graph(model: VAE, score: ScoreConfig, weights: bytes) -> bytes:
         helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", builder.layout.n_columns])
     ]
     inputs.append(helper.make_tensor_value_info(EXPLAIN, TensorProto.BOOL, []))
+    if builder.uses_exemplars:
+        inputs.append(helper.make_tensor_value_info(DISTINCT_ROWS, TensorProto.INT64, [1]))
     outputs = builder.outputs()
     constants = [*builder.g.constants.values(), *_external_tensors(weights, builder.used)]
     constants.append(numpy_helper.from_array(np.array(True), EXPLAIN))
+    if builder.uses_exemplars:
+        every = np.array([np.iinfo(np.int64).max])
+        constants.append(numpy_helper.from_array(every, DISTINCT_ROWS))
     graph = helper.make_graph(builder.g.nodes, "scoring", inputs, outputs, constants)
     opset = helper.make_opsetid("", OPSET)
     proto = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
@@ -141,11 +147,12 @@ class _Builder:
     def score_nodes(self, nats: str, kl: str, exemplars: ExemplarNodes | None) -> str:
         """Compute score and KL term, and return the weight (N, 1) of the guard, "" without one."""
         g = self.g
-        parts = [self.side_by_side(g("Concat", nats, kl, axis=-1))]
+        terms = g.as_double(self.side_by_side(g("Concat", nats, kl, axis=-1)))
+        sums = g("MatMul", terms, self.sum_matrix())
         if exemplars is not None:
-            parts.append(exemplars.pair())
-        terms = g.as_double(self.joined(parts))
-        pair, share = self.guarded_sum(g("MatMul", terms, self.sum_matrix(exemplars)))
+            own = g("MatMul", g.as_double(exemplars.pair()), self.exemplar_matrix(exemplars.chunks))
+            sums = g("Add", sums, own)
+        pair, share = self.guarded_sum(sums)
         for index, name in enumerate(("score", "kl")):
             g.named(name, "Gather", pair, g.constant(np.int64(index)), axis=-1)
         return share
@@ -196,24 +203,26 @@ class _Builder:
 
     # ------------------------------------------------------------ members
 
-    def sum_matrix(self, exemplars: ExemplarNodes | None) -> str:
-        """Compute the factors of all terms in the columns of `guarded_sum`, float64.
+    def sum_matrix(self) -> str:
+        """Compute the factors of all terms of the networks in the columns of `guarded_sum`.
 
-        The rows are those of the columns and of the KL term, member by member, then those of
-        `ExemplarNodes.pair`. They are folded on loading.
+        The rows are those of the columns and of the KL term, member by member. They are float64,
+        and folded on loading.
         """
         g, pieces = self.g, []
+        columns = g("Unsqueeze", g.as_double(self.term_factors), g.axes(1))
+        share = self.rest() if self.uses_exemplars else g.double(1.0)
         for of_pair in self.average_factors():
-            factors = g("Mul", g.constant(of_pair), self.rest() if exemplars else g.double(1.0))
-            width = of_pair.shape[1]
-            columns = g("Unsqueeze", g.as_double(self.term_factors), g.axes(1))
+            factors = g("Mul", g.constant(of_pair), share)
             pieces += [g("Mul", columns, g.row(factors, 0)), g.row(factors, 1)]
-        if exemplars is not None:
-            own = np.zeros((2, width))
-            own[:, :2] = [[0.0, 1.0], [-1.0, -1.0]]
-            share = g.as_double(self.weight("exemplars.share"))
-            pieces.append(g("Mul", g.constant(own), share))
         return g("Concat", *pieces, axis=0)
+
+    def exemplar_matrix(self, chunks: int) -> str:
+        """Compute the same of the values of `ExemplarNodes.pair`."""
+        g = self.g
+        factors = np.zeros((chunks + 1, 5 if self.has_guard else 2))
+        factors[:, 1], factors[-1, :2] = 1.0, -1.0
+        return g("Mul", g.constant(factors), g.as_double(self.weight("exemplars.share")))
 
     def average_factors(self) -> Iterator[NDArray[np.float64]]:
         """Yield the factors of each member's columns and KL term, (2, 2) or (2, 5).

@@ -28,6 +28,9 @@ differently, which would make a row's score depend on the number of rows in its 
 """
 EXPLAIN = "explain"
 """Name of the optional input that decides whether a graph computes ``nats`` or leaves it 0."""
+DISTINCT_ROWS = "distinct_rows"
+"""Name of the optional input (1,) that says how many rows there are before those that repeat the
+last one. It is for speed alone, and only with ``explain`` false."""
 OUTPUTS = ("score", "nats", "kl", "expected", "latent")
 """Names of the graph's outputs."""
 KNOWN_OUTPUTS = ("known", "detector", "rate")
@@ -131,6 +134,8 @@ class Scorer:
         self._session = open_session(graph, weights)
         optional = {entry.name for entry in self._session.get_overridable_initializers()}
         self._brief = {EXPLAIN: np.array(False)} if EXPLAIN in optional else {}
+        alone = {DISTINCT_ROWS: np.array([1])} if DISTINCT_ROWS in optional else {}
+        self._brief_alone = {**self._brief, **alone}
         self.has_head = "known" in {output.name for output in self._session.get_outputs()}
         """Whether the model has learned from known anomalies."""
         self._properties: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
@@ -224,7 +229,7 @@ class Scorer:
         run = self._alone.get(outputs)
         if run is None:
             block = x.repeat(self._block, axis=0)
-            run = self._alone[outputs] = BoundRun(self._session, outputs, block, self._brief)
+            run = self._alone[outputs] = BoundRun(self._session, outputs, block, self._brief_alone)
         return run
 
 

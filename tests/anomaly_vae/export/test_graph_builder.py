@@ -52,6 +52,22 @@ def test_a_branch_may_have_several_values() -> None:
         g.nodes.pop()  # the node that names the result
 
 
+def test_the_values_of_branches_may_have_given_names() -> None:
+    g = GraphBuilder()
+    names = g.choose("which", lambda: [g("Neg", "x")], lambda: ["x"], KINDS, ["chosen"])
+    assert names == ["chosen"]
+    x = np.array([1.0, 3.0])
+    np.testing.assert_array_equal(run(g, "chosen", x=x, which=np.array(True)), -x)
+
+
+def test_the_total_of_exponentials_is_found_on_a_logarithmic_scale() -> None:
+    g = GraphBuilder()
+    total = g.as_double(g.log_total(g("Unsqueeze", g.cast("x"), g.axes(0))))
+    x = np.array([-900.0, -901.0, -1e9])
+    found = run(g, total, x=x, which=np.array(True))
+    np.testing.assert_allclose(found, np.logaddexp(*x[:2])[None, None], rtol=1e-6)
+
+
 def test_no_two_values_have_one_name() -> None:
     g = GraphBuilder()
     for _ in range(2):

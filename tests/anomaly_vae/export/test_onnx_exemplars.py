@@ -21,7 +21,14 @@ from anomaly_vae.export.onnx_tabular import (
 )
 from anomaly_vae.models.builder import build
 from anomaly_vae.models.vae import VAE
-from anomaly_vae.scoring.scorer import BLOCK_ROWS, EXPLAIN, OUTPUTS, open_session, padded
+from anomaly_vae.scoring.scorer import (
+    BLOCK_ROWS,
+    DISTINCT_ROWS,
+    EXPLAIN,
+    OUTPUTS,
+    open_session,
+    padded,
+)
 from tests.support.exemplars import exemplars_of
 
 LAYOUTS = {
@@ -124,6 +131,28 @@ def test_a_lone_row_has_the_score_that_it_has_among_others(width: float) -> None
             np.testing.assert_array_equal(one[0], every[row])
 
 
+@pytest.mark.parametrize("equal", [False, True])
+@pytest.mark.parametrize("count", [300, 301])
+@pytest.mark.parametrize("width", [1.0, 5e-3, 1e-6])
+def test_a_repeated_row_is_compared_with_the_exemplars_once(
+    width: float, count: int, equal: bool
+) -> None:
+    """Its score has the same bits, whatever its columns are, and also if values are missing."""
+    names, brief = ("score", "kl"), {EXPLAIN: np.array(False)}
+    for layout in LAYOUTS.values():
+        model = model_of(layout, 3, reach=2.0)
+        model.exemplars = exemplars_of(layout, count, width=width)
+        if equal:
+            model.exemplars.log_weight[:] = -np.log(count)
+        x, session = rows_of(layout), session_of(model, ScoreConfig())
+        together = session.run(names, {"x": x, **brief})
+        for row in range(len(x)):
+            given = {"x": padded(x[row : row + 1], BLOCK_ROWS), DISTINCT_ROWS: np.array([1])}
+            alone = session.run(names, {**given, **brief})
+            for one, every in zip(alone, together, strict=True):
+                np.testing.assert_array_equal(one, every[row].repeat(BLOCK_ROWS))
+
+
 def test_only_narrow_kernels_need_float64() -> None:
     """Where a few kernels are narrow, the exponents of the others remain in float32."""
     for width, kinds in ((1.0, {"f4"}), (5e-3, {"f4", "f8"}), (1e-6, {"f8"})):
@@ -133,7 +162,7 @@ def test_only_narrow_kernels_need_float64() -> None:
         (choice,) = (n for n in graph.node if n.op_type == "If" and n.input[0] != EXPLAIN)
         complete = {a.name: a.g.node for a in choice.attribute}["else_branch"]
         products = [node.op_type for node in complete].count("MatMul")
-        assert products == len(kinds) + 2, "and those that sum over the exemplars"
+        assert products == len(kinds) + 1, "and the sum over the exemplars"
         assert any(node.op_type == "Cast" for node in complete) == ("f8" in kinds)
 
 

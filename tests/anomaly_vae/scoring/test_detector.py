@@ -7,9 +7,11 @@ import pytest
 
 from anomaly_vae.artifacts.bundle import Bundle
 from anomaly_vae.calibration.conformal import calibrate
+from anomaly_vae.data.encoding import TabularEncoding
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.data.splitting import CALIBRATION, TEST
-from anomaly_vae.scoring.detector import Detector, Explanation
+from anomaly_vae.scoring.detector import Detections, Detector, Explanation
+from anomaly_vae.scoring.unusual import TableTypicality, UnusualTest
 from pipelines.datasets.dataset import Dataset
 from tests.support.merchants import merchant_bundle
 
@@ -32,6 +34,27 @@ def test_detect_scores_then_decides(calibrated: Bundle, rows: RawBatch) -> None:
     )
     np.testing.assert_array_equal(detections.is_anomaly, detections.p_value <= 0.05)
     assert detections.is_anomaly.dtype == bool
+
+
+def test_a_lone_row_is_decided_on_as_in_a_batch(calibrated: Bundle, rows: RawBatch) -> None:
+    """Also if values are missing, with a test for unusual rows."""
+    scorer = calibrated.scorer
+    x = scorer.encoding.encode(rows)
+    x[40:, 0], x[-1] = np.nan, np.nan
+    assert isinstance(scorer.encoding, TabularEncoding)
+    _, terms = scorer.scores_and_terms(x)
+    test = UnusualTest.fit(
+        TableTypicality.fit(scorer.encoding, x, x[:40], terms.loss[:40], terms.rate[:40]),
+        0.2, terms.loss[:40], terms.rate[:40], x[:40],
+    )  # fmt: skip
+    detector = Detector(scorer, calibrated.detector.calibration, unusual=test)
+    lone = x[:, None]
+    alone = Detections.of([detector.decide_alone(row, not np.isnan(row).any()) for row in lone])
+    together = detector.detect_encoded(x)
+    assert alone.unusual > 0
+    assert [scorer.score_alone(row)[1] for row in lone] == terms.loss.tolist()
+    for name in ("score", "p_value", "is_anomaly", "unusual_input"):
+        assert getattr(alone, name).tolist() == getattr(together, name).tolist(), name
 
 
 def test_calibration_rows_are_flagged_at_most_at_the_rate_alpha(

@@ -69,6 +69,7 @@ def test_an_image_gets_the_same_answer_alone_and_restored(test_of_images: Unusua
     together = test_of_images.reasons(NOTHING, NOTHING, x).tolist()
     alone = [restored.reasons(NOTHING, NOTHING, row[None])[0] for row in x]
     assert alone == together
+    assert [restored.reason(0.0, 0.0, row[None], is_complete=True) for row in x] == together
 
 
 def test_a_fault_that_cannot_be_seen_is_left_out() -> None:
