@@ -1,4 +1,4 @@
-"""Build the scoring graph of a tabular model node by node, and compare it with torch.
+"""Build the scoring graph of a tabular model node by node.
 
 The graph is in ONNX. Its input is ``x`` (N, F), NaN where missing, and its outputs are
 
@@ -20,52 +20,36 @@ any batch. docs/architecture.md states the measured difference.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor
 
 from anomaly_vae.config.scoring import ScoreConfig
-from anomaly_vae.data.encoding import Layout, TabularEncoding
-from anomaly_vae.errors import ExportError
-from anomaly_vae.export.graph_builder import GraphBuilder
+from anomaly_vae.data.encoding import TabularEncoding
+from anomaly_vae.export.external_weights import external_tensors
+from anomaly_vae.export.graph_check import scores_exemplars
 from anomaly_vae.export.onnx_exemplars import ExemplarNodes, needs_double
+from anomaly_vae.export.tabular_terms import TermNodes
 from anomaly_vae.models.autoencoder import Autoencoder
-from anomaly_vae.models.builder import tabular_parts
 from anomaly_vae.models.exemplars import Exemplars
-from anomaly_vae.models.likelihoods import (
-    LINEAR_RANGE,
-    LOG_2PI,
-    LOGIT_BOUND,
-    UNIFORM_SHARE,
-    StudentT,
-)
-from anomaly_vae.models.networks import MLP, Encoder
-from anomaly_vae.models.vae import VAE, Terms, frozen_noise
+from anomaly_vae.models.likelihoods import LOG_2PI
+from anomaly_vae.models.vae import VAE, frozen_noise
 from anomaly_vae.scoring.scorer import DISTINCT_ROWS, EXPLAIN, TILE_ROWS
 
 OPSET = 18
 """Version of the ONNX operator set."""
 IR_VERSION = 10
 """Version of the ONNX file format."""
-WEIGHTS_FILE = "weights.safetensors"
-"""Name of the file with the weights."""
 NOISE = "noise"
 """Name of the frozen noise tensor in the weights file."""
-ABSENT = -1e9
-"""Logit of the levels beyond those of a column."""
 TILE_VALUES, TILE_STEP = 1 << 19, 64
 """Largest number of rows times exemplars in a tile, and the step of the number of rows."""
-TOLERANCE = 1e-4
-"""Maximum difference between scores of graph and torch, relative to the terms of the score."""
 
 
 def weight_tensors(model: VAE, score: ScoreConfig) -> dict[str, NDArray[Any]]:
@@ -92,7 +76,7 @@ def export_graph(model: VAE, score: ScoreConfig, weights: bytes) -> bytes:
     if builder.uses_exemplars:
         inputs.append(helper.make_tensor_value_info(DISTINCT_ROWS, TensorProto.INT64, [1]))
     outputs = builder.outputs()
-    constants = [*builder.g.constants.values(), *_external_tensors(weights, builder.used)]
+    constants = [*builder.g.constants.values(), *external_tensors(weights, builder.used)]
     constants.append(numpy_helper.from_array(np.array(True), EXPLAIN))
     if builder.uses_exemplars:
         every = np.array([np.iinfo(np.int64).max])
@@ -111,31 +95,16 @@ def tile_rows(member: Exemplars) -> int:
     return int(np.clip(rows, TILE_STEP, TabularEncoding.tile))
 
 
-class _Builder:
-    """The nodes of `VAE.aggregated_elbo` and its variants, and of the tabular likelihoods.
+class _Builder(TermNodes):
+    """The nodes of `VAE.aggregated_elbo` and its variants, averaged over the members.
 
-    With several members, E of them, everything that depends on weights has a member axis after that
-    of the rows, and draws have another axis after it. The score and its parts are averaged
-    (`VAE.average_members`); latents and expected values are those of the first member.
+    The score and its parts are averaged (`VAE.average_members`); latents and expected values are
+    those of the first member.
     """
-
-    def __init__(self, model: VAE, score: ScoreConfig) -> None:
-        self.model, self.score, self.members = model, score, model.members
-        self.networks = tabular_parts(model)
-        self.likelihood = self.networks.likelihood
-        self.layout: Layout = self.likelihood.layout
-        self.g = GraphBuilder()
-        self.split_rows: dict[str, list[str]] = {}
-        self.used: set[str] = set()
-        self.with_draws = False
-        """Whether the nodes under construction have a draw axis; it is the last but one."""
 
     def outputs(self) -> list[onnx.ValueInfoProto]:
         """Build all nodes and return the graph's outputs."""
         g = self.g
-        self.missing = g("IsNaN", "x")
-        self.filled = g("Where", self.missing, 0.0, "x")
-        self.means, self.log_var = self.posterior()
         at_mean = self.parameters(self.means)
         nats, kl = self.terms(at_mean)
         exemplars = self.exemplars(at_mean)
@@ -280,27 +249,7 @@ class _Builder:
         gap = g("Sub", g("Squeeze", own, g.axes(1)), mean)
         return g("Add", mean, g("Mul", g.cast(guard), gap))
 
-    def side_by_side(self, value: str) -> str:
-        """Join the members' values (N, E, w) as (N, E w)."""
-        return self.g("Flatten", value, axis=1) if self.members > 1 else value
-
-    def stacked(self, values: Sequence[str], width: int) -> str:
-        """Join the members' values (N, w), or (N K, w) of draws, as (N, E, w) or (N, E, K, w)."""
-        g, draws = self.g, [self.score.draws] if self.with_draws else []
-        if self.members == 1:
-            return g("Reshape", values[0], g.axes(-1, *draws, width)) if draws else values[0]
-        if not draws:
-            shape = g.axes(-1, self.members, width)
-            return g("Reshape", g("Concat", *values, axis=-1), shape)
-        shape = g.axes(-1, 1, *draws, width)
-        return g("Concat", *(g("Reshape", value, shape) for value in values), axis=1)
-
-    def drawn_rows(self, z: str) -> list[str]:
-        """Return each member's draws of (N, E, K, L) as rows (N K, L)."""
-        g, parts = self.g, [z]
-        if self.members > 1:
-            parts = g.add_split("Split", self.members, z, axis=1, num_outputs=self.members)
-        return [g("Reshape", part, g.axes(-1, self.model.latent_dim)) for part in parts]
+    # ------------------------------------------------------------ exemplars
 
     @property
     def uses_exemplars(self) -> bool:
@@ -342,158 +291,6 @@ class _Builder:
         """Compute the weight of the networks, (1,) float64."""
         g = self.g
         return g("Sub", g.double(1.0), g.as_double(self.weight("exemplars.share")))
-
-    def first_member(self, value: str) -> str:
-        """Return the values (N, w) of the first member among (N, E, w)."""
-        g = self.g
-        return g("Gather", value, g.constant(np.int64(0)), axis=1) if self.members > 1 else value
-
-    def align_per_column(self, value: str) -> str:
-        """Shape members' values (E, 1, 1, n) as (E, n), or (E, 1, n) for draws."""
-        g, axes = self.g, [1] if self.with_draws else [1, 2]
-        return g("Squeeze", value, g.axes(*axes)) if self.members > 1 else value
-
-    def align_rows(self, value: str, *further: int) -> str:
-        """Insert the axes of members and draws, and further ones, into rows (N, w)."""
-        axes = [*range(1, 1 + (self.members > 1) + self.with_draws), *further]
-        return self.g("Unsqueeze", value, self.g.axes(*axes)) if axes else value
-
-    # ------------------------------------------------------------ networks
-
-    def weight(self, name: str) -> str:
-        """Refer to a tensor of ``weights.safetensors``."""
-        self.used.add(name)
-        return name
-
-    def part(self, whole: str, member: int) -> str:
-        """Take a member's part of a tensor of weights."""
-        g = self.g
-        return g("Gather", whole, g.constant(np.int64(member))) if self.members > 1 else whole
-
-    def of_member(self, name: str, member: int) -> str:
-        """Refer to a member's part of a stored tensor."""
-        return self.part(self.weight(name), member)
-
-    def of_all(self, name: str, *shape: int) -> str:
-        """Refer to a stored tensor of all members, with another shape."""
-        return self.g("Reshape", self.weight(name), self.g.axes(*shape))
-
-    def joined(self, pieces: Sequence[str], axis: int = -1) -> str:
-        """Join values along an axis."""
-        return pieces[0] if len(pieces) == 1 else self.g("Concat", *pieces, axis=axis)
-
-    def affine(self, x: str, weights: str, shift: str) -> str:
-        """Compute x Wᵀ + b of rows; b is (out,) or (N, out).
-
-        Each member has a product of its own: ONNX Runtime prepares the weights of a product of
-        matrices on loading, and those of a product with a member axis at every run.
-        """
-        return self.g("Gemm", x, weights, shift, transB=1)
-
-    def mlp(self, inputs: Sequence[str], network: MLP, prefix: str) -> list[str]:
-        """Compute a dense network of each member; see `networks.MLP`. Members may share inputs."""
-        firsts = self.first_layers(inputs, network, prefix)
-        if network.out is None:
-            return [skip for skip, _ in firsts]
-        return [
-            self.further_layers(member, *first, network, prefix)
-            for member, first in enumerate(firsts)
-        ]
-
-    def further_layers(self, member: int, y: str, h: str, network: MLP, prefix: str) -> str:
-        """Compute the output of a member's network from its linear path and its first layer."""
-        for layer in range(1, len(network.hidden)):
-            h = self.silu(self.affine(h, *self.layer(f"{prefix}.hidden.{layer}", member)))
-        return self.affine(h, self.of_member(f"{prefix}.out.weight", member), y)
-
-    def layer(self, name: str, member: int) -> tuple[str, str]:
-        """Refer to weights and biases of a member's layer."""
-        return self.of_member(f"{name}.weight", member), self.of_member(f"{name}.bias", member)
-
-    def first_layers(
-        self, inputs: Sequence[str], network: MLP, prefix: str
-    ) -> list[tuple[str, str]]:
-        """Compute each member's linear path and first layer, "" if there is none.
-
-        All of these are one product if the members share the inputs.
-        """
-        names = [f"{prefix}.skip"] + [f"{prefix}.hidden.0"] * (network.out is not None)
-        if len(inputs) < self.members:
-            layers = [network.skip, *network.hidden][: len(names)]
-            widths = [int(layer.weight.shape[-2]) for layer in layers]
-            return self.shared_layers(inputs[0], names, widths)
-        return [self.own_layers(member, x, names) for member, x in enumerate(inputs)]
-
-    def own_layers(self, member: int, x: str, names: Sequence[str]) -> tuple[str, str]:
-        """Compute the first layers of one member."""
-        y, *h = (self.affine(x, *self.layer(name, member)) for name in names)
-        return y, self.silu(h[0]) if h else ""
-
-    def shared_layers(
-        self, x: str, names: Sequence[str], widths: Sequence[int]
-    ) -> list[tuple[str, str]]:
-        """Compute the first layers of all members."""
-        g, members = self.g, self.members
-        weights = [self.of_all(f"{name}.weight", -1, self.n_features) for name in names]
-        shifts = [self.of_all(f"{name}.bias", -1) for name in names]
-        out = self.affine(x, self.joined(weights, axis=0), self.joined(shifts, axis=0))
-        sizes = [widths[0]] * members + [members * width for width in widths[1:]]
-        *skips, hidden = g.add_split("Split", len(sizes), out, g.axes(*sizes), axis=-1)
-        if len(widths) == 1:
-            return [(skip, "") for skip in [*skips, hidden]]
-        parts = g.add_split("Split", members, self.silu(hidden), axis=-1, num_outputs=members)
-        return list(zip(skips, parts, strict=True))
-
-    def silu(self, h: str) -> str:
-        """Compute h σ(h)."""
-        return self.g("Mul", h, self.g("Sigmoid", h))
-
-    def features(self) -> str:
-        """Compute the encoder's input; see `likelihoods.TabularFeatures`."""
-        g, layout = self.g, self.layout
-        numeric, binary, _ = self.kinds(self.filled)
-        pieces = ([self.squash(numeric)] if numeric else []) + ([binary] if binary else [])
-        if layout.max_levels > 1:
-            pieces.append(self.one_hot())
-        return g("Concat", *pieces, g.cast(self.missing), axis=-1)
-
-    def one_hot(self) -> str:
-        """Compute which level a row has but the first one, (N, C (Kmax − 1)); 0 where missing."""
-        g, layout = self.g, self.layout
-        columns = np.arange(layout.n_columns - layout.n_categorical, layout.n_columns)
-        levels = np.arange(1, layout.max_levels, dtype=np.float32)
-        codes = g("Gather", "x", g.constant(columns.repeat(len(levels))), axis=1)
-        return g.cast(g("Equal", codes, g.constant(np.tile(levels, len(columns)))))
-
-    def squash(self, x: str) -> str:
-        """Limit large numbers; see `likelihoods.squash`. Zeros and ones are unchanged."""
-        g = self.g
-        excess = g("Relu", g("Sub", g("Abs", x), LINEAR_RANGE))
-        bent = g("Sub", excess, g("Log", g("Add", excess, 1.0)))
-        return g("Sub", x, g("Mul", g("Sign", x), bent))
-
-    def posterior(self) -> tuple[list[str], str]:
-        """Compute each member's mean and all log-variances of q(z|x); see `networks.Encoder`."""
-        g, latent = self.g, self.model.latent_dim
-        means = self.mlp([self.features()], self.networks.encoder.network, "encoder.network")
-        if self.networks.encoder.log_var is not None:
-            log_var = self.weight("encoder.log_var")
-            log_var = g("Squeeze", log_var, g.axes(1)) if self.members > 1 else log_var
-        else:
-            halves = [g.add_split("Split", 2, out, axis=-1, num_outputs=2) for out in means]
-            means = [mean for mean, _ in halves]
-            log_var = self.stacked([log_var for _, log_var in halves], latent)
-        return means, g("Clip", log_var, *Encoder.LOG_VAR_BOUNDS)
-
-    @cached_property
-    def mean(self) -> str:
-        """The members' posterior means (N, E, L)."""
-        return self.stacked(self.means, self.model.latent_dim)
-
-    @property
-    def n_features(self) -> int:
-        """Number of the encoder's inputs."""
-        return int(self.networks.encoder.network.skip.weight.shape[-1])
 
     # ------------------------------------------------------------ scores
 
@@ -659,236 +456,3 @@ class _Builder:
         g = self.g
         factors = g("Unsqueeze", g.as_double(self.term_factors), g.axes(1))
         return g("MatMul", g.as_double(unscaled), factors)
-
-    # ------------------------------------------------------------ likelihoods
-
-    def parameters(self, rows: Sequence[str]) -> list[str]:
-        """Compute decoder outputs per block of `TabularLikelihood.widths`, "" for empty blocks.
-
-        Logits are bounded, and those of levels have the axes (..., C, Kmax).
-
-        Args:
-            rows: latents (N, L) of each member, or draws (N K, L).
-        """
-        mean, raw, binary, levels = self.likelihood.widths
-        network = self.networks.decoder.network
-        out = self.stacked(
-            self.mlp(rows, network, "decoder.network"), int(self.likelihood.n_outputs)
-        )
-        numbers = self.blocks(out, (mean, raw, binary + levels))
-        logits = self.bounded(numbers[2]) if numbers[2] else ""
-        flags, logits = self.blocks(logits, (binary, levels))
-        present = self.likelihood.present
-        if logits:
-            axes = 1 + (self.members > 1) + self.with_draws
-            logits = self.g("Reshape", logits, self.g.axes(*[0] * axes, *present.shape))
-        return [*numbers[:2], flags, logits]
-
-    def kinds(self, x: str) -> list[str]:
-        """Split rows (..., F) into numeric, binary and categorical columns; "" for none.
-
-        The same rows are split only once.
-        """
-        layout = self.layout
-        widths = layout.n_numeric, layout.n_binary, layout.n_categorical
-        if x not in self.split_rows:
-            self.split_rows[x] = self.blocks(x, widths)
-        return self.split_rows[x]
-
-    def blocks(self, value: str, widths: Sequence[int]) -> list[str]:
-        """Split the last axis into blocks of these widths; "" for empty ones."""
-        filled = [int(width) for width in widths if width]
-        parts = [value]
-        if len(filled) > 1:
-            parts = self.g.add_split("Split", len(filled), value, self.g.axes(*filled), axis=-1)
-        return [parts.pop(0) if width else "" for width in widths]
-
-    def unscaled(self, parameters: list[str]) -> str:
-        """Compute −log p(x|z) per column over `term_factors`; see `likelihoods.Joint.log_prob`."""
-        g = self.g
-        mean, raw, binary, levels = parameters
-        numbers, flags, codes = self.kinds(self.filled)
-        pieces = []
-        if mean:
-            pieces.append(self.numeric(self.align_rows(numbers), mean, raw))
-        if binary:
-            flagged = g("Mul", self.align_rows(flags), binary)
-            pieces.append(g("Sub", g("Softplus", binary), flagged))
-        if levels:
-            pieces.append(self.categorical(self.align_rows(codes, -1), levels))
-        return g("Where", self.align_rows(self.missing), 0.0, self.joined(pieces))
-
-    @cached_property
-    def term_factors(self) -> str:
-        """Factors (F,) of the columns' terms, with which a sum multiplies them anyway."""
-        g, layout = self.g, self.layout
-        counts = layout.n_numeric, layout.n_binary, layout.n_categorical
-        numeric = 1.0 if self.likelihood.raw_df is not None else 0.5
-        pairs = zip((numeric, 1.0, -1.0), counts, strict=True)
-        pieces = [g("Expand", g.constant(np.float32(f)), g.axes(n)) for f, n in pairs if n]
-        return self.joined(pieces)
-
-    def categorical(self, codes: str, levels: str) -> str:
-        """Compute the logarithm of `likelihoods.Categorical` for codes (..., C, 1)."""
-        g, most = self.g, self.layout.max_levels
-        chosen = g.cast(g("Equal", codes, g.constant(np.arange(most, dtype=np.float32))))
-        likely = g.stable_sum(g("Mul", self.softmax(levels), chosen), most, np.float32)
-        mixed = g("Add", g("Mul", likely, 1 - UNIFORM_SHARE), g.constant(self.uniform[:, :1]))
-        log = g("Log", self.share(chosen, mixed))
-        return g("Squeeze", log, g.axes(-1))
-
-    def numeric(self, x: str, mean: str, raw: str) -> str:
-        """Compute `likelihoods.Gaussian` or `StudentT`; ONNX has no lgamma, hence a constant."""
-        g = self.g
-        variance = g("Add", g("Exp", raw), self.likelihood.variance_floor)
-        factor, limit = (
-            self.align_per_column(self.weight(f"likelihood.variance_{name}"))
-            for name in ("factor", "limit")
-        )
-        variance = g("Min", g("Mul", variance, factor), limit)
-        log_var = g("Log", variance)
-        residual = g("Sub", x, mean)
-        squared = g("Div", g("Mul", residual, residual), variance)
-        if self.likelihood.raw_df is None:
-            return g("Add", g("Add", squared, log_var), LOG_2PI)
-        df = self.likelihood.df().detach()
-        norm, slope, spread = (
-            self.align_per_column(g.constant(value.numpy()))
-            for value in (StudentT.log_norm(df.double()).float(), (df + 1) / 2, df)
-        )
-        ratio = g("Div", squared, spread)
-        tail = g("Mul", g("Log", g("Add", ratio, 1.0)), slope)
-        return g("Sub", g("Add", tail, g("Mul", log_var, 0.5)), norm)
-
-    def bounded(self, logits: str) -> str:
-        """Limit logits; see `likelihoods.bounded`."""
-        g = self.g
-        return g("Mul", g("Tanh", g("Div", logits, LOGIT_BOUND)), LOGIT_BOUND)
-
-    @property
-    def uniform(self) -> NDArray[np.float32]:
-        """Shares (C, Kmax) of a uniform distribution in the probabilities of levels."""
-        present = self.likelihood.present.numpy()
-        shares = UNIFORM_SHARE * present / present.sum(-1, keepdims=True)
-        return np.asarray(shares, np.float32)
-
-    def softmax(self, levels: str) -> str:
-        """Compute the softmax of logits (..., C, Kmax) over the levels that a column has."""
-        g, present = self.g, self.likelihood.present.numpy()
-        if not present.all():
-            levels = g("Add", levels, g.constant(np.where(present, 0, ABSENT).astype(np.float32)))
-        return g("Softmax", levels, axis=-1)
-
-    def probs(self, levels: str) -> str:
-        """Compute probabilities (..., C, Kmax); see `likelihoods.Categorical.probs`."""
-        g = self.g
-        softmax = g("Mul", self.softmax(levels), 1 - UNIFORM_SHARE)
-        return g("Add", softmax, g.constant(self.uniform))
-
-    def share(self, chosen: str, prob: str) -> str:
-        """Multiply probabilities (..., C, 1) of levels by the shares of single values."""
-        g, shares = self.g, self.likelihood.shares
-        if shares is None:
-            return prob
-        own = g("Mul", chosen, g.constant(shares.numpy()))
-        return g("Mul", prob, g.stable_sum(own, self.layout.max_levels, np.float32))
-
-    def expected(self, parameters: list[str]) -> str:
-        """Compute expected values; see `likelihoods.Joint.mean`."""
-        g = self.g
-        mean, _, binary, levels = parameters
-        pieces = [mean] if mean else []
-        if binary:
-            pieces.append(g("Sigmoid", binary))
-        if levels:
-            pieces.append(g.cast(g("ArgMax", self.probs(levels), axis=-1, keepdims=0)))
-        return self.joined(pieces)
-
-
-def _external_tensors(weights: bytes, used: set[str]) -> list[onnx.TensorProto]:
-    """Refer to tensors of a safetensors file: an 8-byte header length, the header, raw tensors."""
-    header, base = read_header(weights)
-    return [external_tensor(name, TensorProto.FLOAT, header[name], base) for name in sorted(used)]
-
-
-def read_header(weights: bytes) -> tuple[Mapping[str, Any], int]:
-    """Return the header of a safetensors file, and the offset at which its tensors begin."""
-    length = int.from_bytes(weights[:8], "little")
-    return json.loads(weights[8 : 8 + length]), 8 + length
-
-
-def external_tensor(name: str, kind: int, entry: Mapping[str, Any], base: int) -> onnx.TensorProto:
-    """Return a tensor of a graph that is stored in the weights file."""
-    start, end = entry["data_offsets"]
-    tensor = onnx.TensorProto(name=name, data_type=kind, dims=entry["shape"])
-    tensor.data_location = TensorProto.EXTERNAL
-    where = {"location": WEIGHTS_FILE, "offset": str(base + start), "length": str(end - start)}
-    for key, value in where.items():
-        tensor.external_data.add(key=key, value=value)
-    return tensor
-
-
-def scores_exemplars(model: VAE, score: ScoreConfig) -> bool:
-    """Return whether a score has the bound of the exemplars; a reconstruction has none."""
-    return model.exemplars is not None and score.type != "reconstruction"
-
-
-def torch_terms(model: VAE, score: ScoreConfig, x: Tensor) -> Terms:
-    """Compute in torch the terms that the graph computes."""
-    noise = frozen_noise(score.draws, model.latent_dim, score.seed).to(x.dtype)
-    if score.type == "reconstruction":
-        terms = model.reconstruction(x)
-    elif score.type == "importance_weighted":
-        terms = model.importance_weighted(x, noise)
-    else:
-        terms = model.aggregated_elbo(x, noise)
-    terms = model.average_members(terms)
-    return model.add_exemplars(terms, x) if scores_exemplars(model, score) else terms
-
-
-@torch.no_grad()
-def check_graph(
-    model: VAE, score: ScoreConfig, x: NDArray[np.float32], scores: NDArray[np.float64]
-) -> float:
-    """Compare the scores of a graph with torch.
-
-    Args:
-        model: the model in torch.
-        score: type and draws of the score.
-        x: (N, F), encoded rows.
-        scores: (N,), scores of the graph.
-
-    Returns:
-        The largest disagreement, relative to the terms of the score; see `disagreement`.
-
-    Raises:
-        ExportError: it is above `TOLERANCE`.
-    """
-    chunks = torch.from_numpy(x).split(4096)
-    terms = [torch_terms(model, score, chunk) for chunk in chunks]
-    truth = torch.cat([-part.bound for part in terms]).double().numpy()
-    size = [part.log_prob.abs().sum(-1) + part.kl.sum(-1).abs() for part in terms]
-    return disagreement(truth, scores, torch.cat(size).double().numpy())
-
-
-def disagreement(
-    truth: NDArray[np.float64], scores: NDArray[np.float64], size: NDArray[np.float64]
-) -> float:
-    """Return the largest difference between two arrays, relative to max(1, size).
-
-    Args:
-        truth: (N,).
-        scores: (N,).
-        size: (N,), magnitude that the differences are compared with: terms of both signs round by
-            their own size and not by that of their sum.
-
-    Raises:
-        ExportError: the difference is above `TOLERANCE`.
-    """
-    error = float(np.max(np.abs(truth - scores) / np.maximum(1, size), initial=0.0))
-    if not error <= TOLERANCE:
-        raise ExportError(
-            f"the scoring graph differs from the model by {error:.1e} nats relative "
-            f"(allowed {TOLERANCE:.0e}); please report this with the configuration"
-        )
-    return error

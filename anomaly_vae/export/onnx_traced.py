@@ -22,14 +22,10 @@ from onnx import TensorProto, helper
 
 from anomaly_vae.config.model import ImageModelConfig
 from anomaly_vae.config.scoring import ImageScoreConfig
+from anomaly_vae.export.external_weights import external_tensor, read_header
+from anomaly_vae.export.graph_check import disagreement
 from anomaly_vae.export.image_scores import CHUNK_IMAGES, ImageScore
-from anomaly_vae.export.onnx_tabular import (
-    IR_VERSION,
-    OPSET,
-    disagreement,
-    external_tensor,
-    read_header,
-)
+from anomaly_vae.export.onnx_tabular import IR_VERSION, OPSET
 from anomaly_vae.export.patch_scores import PatchScore
 from anomaly_vae.export.tiled_scores import TiledScore
 from anomaly_vae.images.encoding import ImageEncoding
@@ -137,7 +133,7 @@ def check_traced(
         The largest relative disagreement.
 
     Raises:
-        ExportError: it is above `onnx_tabular.TOLERANCE`.
+        ExportError: it is above `graph_check.TOLERANCE`.
     """
     with torch.no_grad():
         parts = [score(part)[:3] for part in torch.from_numpy(x).split(CHUNK_IMAGES)]

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomaly_vae.config.scoring import ImageScoreConfig, ScoreConfig
+from anomaly_vae.export.graph_check import torch_terms
 from anomaly_vae.export.image_scores import CHUNK_IMAGES
-from anomaly_vae.export.onnx_tabular import torch_terms
 from anomaly_vae.images.encoding import ImageLayout
 from anomaly_vae.models.backbone import N_FEATURES, STRIDE, Patches
 from anomaly_vae.models.image_likelihoods import blur, gaussian_kernel

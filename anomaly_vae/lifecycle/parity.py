@@ -12,7 +12,7 @@ from anomaly_vae.config.scoring import ImageScoreConfig, ScoreConfig
 from anomaly_vae.data.encoding import Matrix
 from anomaly_vae.data.schema import RawBatch
 from anomaly_vae.errors import ExportError
-from anomaly_vae.export.onnx_tabular import check_graph
+from anomaly_vae.export.graph_check import check_graph
 from anomaly_vae.export.onnx_traced import check_traced, image_score, load_image_tensors
 from anomaly_vae.generation.latent_space import load_ensemble, load_weights
 from anomaly_vae.lifecycle.promotion import Parity

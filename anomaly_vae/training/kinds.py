@@ -30,7 +30,8 @@ from anomaly_vae.data.schema import RawBatch, TabularSchema
 from anomaly_vae.data.type_inference import feature_options
 from anomaly_vae.errors import DataError
 from anomaly_vae.evaluation.inserted_lesions import measure_localization
-from anomaly_vae.export.onnx_tabular import check_graph, export_graph, weight_tensors
+from anomaly_vae.export.graph_check import check_graph
+from anomaly_vae.export.onnx_tabular import export_graph, weight_tensors
 from anomaly_vae.export.onnx_traced import check_traced, image_score, image_tensors, shared_graph
 from anomaly_vae.images.encoding import ImageEncoding, ImageLayout
 from anomaly_vae.images.heatmaps import fit_scale

@@ -12,13 +12,8 @@ from safetensors.numpy import save as save_tensors
 from anomaly_vae.config.model import ModelConfig
 from anomaly_vae.config.scoring import ScoreConfig
 from anomaly_vae.data.encoding import Layout
-from anomaly_vae.export.onnx_tabular import (
-    check_graph,
-    export_graph,
-    tile_rows,
-    torch_terms,
-    weight_tensors,
-)
+from anomaly_vae.export.graph_check import check_graph, torch_terms
+from anomaly_vae.export.onnx_tabular import export_graph, tile_rows, weight_tensors
 from anomaly_vae.models.builder import build
 from anomaly_vae.models.vae import VAE
 from anomaly_vae.scoring.scorer import (

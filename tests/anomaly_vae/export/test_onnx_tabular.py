@@ -14,30 +14,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from anomaly_vae.config.model import ModelConfig
 from anomaly_vae.config.scoring import ScoreConfig
-from anomaly_vae.data.encoding import Layout
-from anomaly_vae.errors import ExportError
-from anomaly_vae.export.onnx_tabular import check_graph, export_graph, torch_terms, weight_tensors
-from anomaly_vae.models.autoencoder import Autoencoder
-from anomaly_vae.models.builder import build
-from anomaly_vae.models.likelihoods import TabularLikelihood
-from anomaly_vae.models.priors import Mixture
+from anomaly_vae.export.graph_check import check_graph, torch_terms
+from anomaly_vae.export.onnx_tabular import export_graph, weight_tensors
 from anomaly_vae.models.vae import VAE, frozen_noise
 from anomaly_vae.scoring.scorer import OUTPUTS, open_session
+from tests.support.tabular_graphs import LAYOUTS, model_of, rows_of, run
 
-Rows = NDArray[np.float32]
-LAYOUTS = {
-    "mixed": Layout(4, 2, (5, 6)),
-    "numeric": Layout(4, 0, ()),
-    "one column": Layout(1, 0, ()),
-    "binary": Layout(0, 2, ()),
-    "categorical": Layout(0, 0, (5, 2)),
-    "only rare levels": Layout(1, 0, (1, 1)),
-    "a single level": Layout(0, 0, (1,)),
-    "wide": Layout(1_500, 0, ()),
-    "frequency bands": Layout(2, 1, (5, 2), ((-3.0, 0.0, 0.0, -1.5, -0.7), (0.0, 0.0))),
-}
 SHAPES = [
     {"members": 1, "posterior_variance": "row", "prior": "standard"},
     {"members": 1},
@@ -54,61 +37,11 @@ VARIANTS = [
 ]
 
 
-def rows_of(layout: Layout, n: int = 20) -> Rows:
-    """Ordinary rows, rows at the extremes of the encoding, and missing values up to a whole row."""
-    rng = np.random.default_rng(0)
-    numeric = rng.normal(size=(n, layout.n_numeric))
-    numeric[:4] = np.array([1e4, -1e4, 1e4, 1e2])[:, None]
-    numeric[2, ::2] *= -1
-    binary = rng.integers(0, 2, (n, layout.n_binary))
-    codes = rng.integers(0, np.array(layout.n_levels, int), (n, layout.n_categorical))
-    x = np.concatenate([numeric, binary, codes], axis=1).astype(np.float32)
-    x[5:][rng.random((n - 5, layout.n_columns)) < 0.1] = np.nan
-    x[4] = np.nan
-    return x
-
-
-def model_of(layout: Layout, seed: int = 1, reach: float = 0.0, **changes: Any) -> VAE:
-    """Untrained; degrees of freedom, biases and variances moved off what they start with."""
-    small = {"latent_dim": min(layout.n_columns, 8), **changes}
-    model = build(ModelConfig.model_validate(small), layout, seed).eval()
-    assert isinstance(model.likelihood, TabularLikelihood)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if not name.endswith("weight"):
-                value.add_(torch.randn(value.shape, generator=generator), alpha=0.3)
-        factor = model.likelihood.variance_factor
-        factor.add_(torch.rand(factor.shape, generator=generator))
-        model.likelihood.variance_limit.fill_(1.5)
-    if small.get("prior") != "standard" and not isinstance(model, Autoencoder):
-        parts = [mixture_of(model.latent_dim, seed + member) for member in range(model.members)]
-        model.aggregated = Mixture.stack(parts) if len(parts) > 1 else parts[0]
-    if reach:
-        model.reach = torch.tensor([reach])
-    return model
-
-
-def mixture_of(latent_dim: int, seed: int) -> Mixture:
-    """Five parts, one of them narrow."""
-    generator = torch.Generator().manual_seed(seed)
-    log_weight = torch.log_softmax(torch.randn(5, generator=generator), 0)
-    center = 2 * torch.randn(5, latent_dim, generator=generator)
-    log_var = torch.tensor([-3.0, 0, 0, 0.5, 1])
-    return Mixture(log_weight, center, log_var, torch.full((1, latent_dim), 0.5))
-
-
 def expected_of(model: VAE, rows: torch.Tensor) -> torch.Tensor:
     """What the first member's decoder makes of its posterior mean."""
     found = model.infer(rows, rows.new_zeros(1, model.latent_dim))
     mean = model.likelihood(found.outputs).mean
     return (mean if model.members == 1 else mean[0]).squeeze(1)
-
-
-def run(model: VAE, score: ScoreConfig, x: Rows) -> dict[str, NDArray[Any]]:
-    weights = save_tensors(weight_tensors(model, score))
-    session = open_session(export_graph(model, score, weights), weights)
-    return dict(zip(OUTPUTS, session.run(OUTPUTS, {"x": x}), strict=True))
 
 
 def score_config(kind: str, draws: int) -> ScoreConfig:
@@ -299,62 +232,3 @@ def test_the_weights_hold_every_parameter_and_the_frozen_draws() -> None:
     state = model.state_dict()
     assert tensors.keys() == state.keys()
     assert all(np.array_equal(tensors[name], value) for name, value in state.items())
-
-
-# ---------------------------------------------------------------- the check
-
-
-def test_scores_that_are_not_the_models_are_refused() -> None:
-    layout, score = LAYOUTS["mixed"], ScoreConfig()
-    model, x = model_of(layout), rows_of(layout)
-    scores = run(model, score, x)["score"]
-    for spoil in (0.02, np.nan, np.inf):
-        tampered = scores.copy()
-        tampered[7] += spoil
-        with pytest.raises(ExportError, match="differs from the model"):
-            check_graph(model, score, x, tampered)
-
-
-@torch.no_grad()
-def test_a_difference_is_compared_with_the_terms_and_not_with_their_sum() -> None:
-    """A score near 0 may be the sum of large terms of both signs, each with its own rounding."""
-    model, x = model_of(LAYOUTS["numeric"], members=1), rows_of(LAYOUTS["numeric"])[5:]
-    assert model.aggregated is not None
-    model.aggregated.log_weight += 20.0
-    terms = torch_terms(model, ScoreConfig(), torch.from_numpy(x))
-    size = (terms.log_prob.abs().sum(-1) + terms.kl.sum(-1).abs()).double().numpy()
-    scores = -terms.bound.double().numpy()
-    assert np.any(size > 2 * np.maximum(1, np.abs(scores)))
-    check_graph(model, ScoreConfig(), x, scores + 0.9e-4 * np.maximum(1, size))
-    with pytest.raises(ExportError, match="differs from the model"):
-        check_graph(model, ScoreConfig(), x, scores + 1.1e-4 * np.maximum(1, size))
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "noise",
-        "encoder.log_var",
-        "encoder.network.skip.weight",
-        "decoder.network.out.weight",
-        "aggregated.center",
-        "aggregated.log_var",
-        "likelihood.variance_factor",
-        "likelihood.variance_limit",
-    ],
-)
-def test_a_graph_over_tampered_weights_is_refused(name: str) -> None:
-    layout, score = LAYOUTS["mixed"], ScoreConfig(draws=4)
-    model, x = model_of(layout), rows_of(layout)
-    tensors = weight_tensors(model, score)
-    tensors[name] = 1.2 * tensors[name]
-    weights = save_tensors(tensors)
-    session = open_session(export_graph(model, score, weights), weights)
-    with pytest.raises(ExportError):
-        check_graph(model, score, x, session.run(("score",), {"x": x})[0])
-
-
-def test_the_check_of_no_rows_passes() -> None:
-    layout = LAYOUTS["numeric"]
-    empty = np.empty((0, 4), np.float32)
-    assert check_graph(model_of(layout), ScoreConfig(), empty, np.empty(0)) == 0

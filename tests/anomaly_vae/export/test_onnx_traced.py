@@ -21,8 +21,9 @@ from anomaly_vae.config.model import ImageModelConfig
 from anomaly_vae.config.scoring import ImageScoreConfig
 from anomaly_vae.errors import ExportError
 from anomaly_vae.export import onnx_traced
+from anomaly_vae.export.graph_check import TOLERANCE
 from anomaly_vae.export.image_scores import ImageScore
-from anomaly_vae.export.onnx_tabular import IR_VERSION, OPSET, TOLERANCE
+from anomaly_vae.export.onnx_tabular import IR_VERSION, OPSET
 from anomaly_vae.export.onnx_traced import (
     check_traced,
     image_tensors,

@@ -16,8 +16,8 @@ from anomaly_vae import ImageVAEDetector
 from anomaly_vae.artifacts.bundle import Bundle, load_bundle
 from anomaly_vae.config.scoring import ImageScoreConfig, ScoreConfig
 from anomaly_vae.errors import BundleError, ConfigError
+from anomaly_vae.export.graph_check import torch_terms
 from anomaly_vae.export.image_scores import ImageScore
-from anomaly_vae.export.onnx_tabular import torch_terms
 from anomaly_vae.export.onnx_traced import image_score, image_tensors, trace_graph
 from anomaly_vae.export.patch_scores import PatchScore
 from anomaly_vae.generation import images as generation

@@ -17,7 +17,8 @@ from anomaly_vae.config.scoring import ScoreConfig
 from anomaly_vae.data.encoding import Categorical, Numeric, TabularEncoding
 from anomaly_vae.data.schema import Column, RawBatch, TabularSchema
 from anomaly_vae.data.splitting import TEST
-from anomaly_vae.export.onnx_tabular import export_graph, torch_terms, weight_tensors
+from anomaly_vae.export.graph_check import torch_terms
+from anomaly_vae.export.onnx_tabular import export_graph, weight_tensors
 from anomaly_vae.models.builder import build
 from anomaly_vae.scoring.scorer import Scorer
 from anomaly_vae.training.fit import Fitted
