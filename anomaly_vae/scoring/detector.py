@@ -207,7 +207,8 @@ class Detector:
             unusual = self.unusual.reasons(*terms, x)
         calibration, groups = self.calibration, self.calibration.groups
         if groups is None:
-            return Detections(scores, *_by_sample(calibration, scores), unusual_input=unusual)
+            p_values, flags = calibration.p_values(scores), calibration.flags(scores)
+            return Detections(scores, p_values, flags, unusual_input=unusual)
         levels = self.scorer.encoding.levels(groups.column, x)
         return replace(_by_group(calibration, groups, scores, levels), unusual_input=unusual)
 
@@ -218,16 +219,6 @@ class Detector:
         explained = self.scorer.explain(batch)
         detections = self.decide(explained.score, explained.observed, explained.terms)
         return detections, explanations(self.scorer, batch, explained, max_contributions)
-
-
-def _by_sample(
-    calibration: Calibration, scores: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return p-values and flags (N,) of scores (N,); a lone one takes fewer operations."""
-    if len(scores) != 1:
-        return calibration.p_values(scores), calibration.flags(scores)
-    p_value, is_anomaly = calibration.decide_one(scores.item())
-    return np.array([p_value]), np.array([is_anomaly])
 
 
 def _by_group(

@@ -60,9 +60,8 @@ class ModelBatcher:
             status: responses.encode(responses.answer(model, [], status)).removesuffix(b"[]}")
             for status in STATUSES
         }
-        encoding = None if windows else model.table_encoding
-        if model.detector.calibration.groups:
-            encoding = None
+        in_batches = windows or model.detector.calibration.groups
+        encoding = None if in_batches else model.table_encoding
         self._encoder = RowEncoder(encoding, decoder.names) if encoding else None
         self._pending: list[Pending] = []
         self._last_had_several = False
